@@ -1,0 +1,36 @@
+# Everything a fresh clone needs: `make demo` shows the whole line, `make test` proves it. Both install what they use into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-full test-optimum lint pin clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,hf,track,dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## train a teacher, distil it, build engines, measure, gate, bundle, and write the page
+	$(RUN) -m pipeline run recipes/quickstart.yaml
+
+test: $(VENV)/.installed  ## the tests a pull request must pass
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 -m "not full"
+
+test-full: $(VENV)/.installed  ## and those that need system tools (chromium) or minutes: nothing is skipped silently
+	OMP_NUM_THREADS=1 STILLHOUSE_FULL=1 $(RUN) -m pytest -q
+
+test-optimum:  ## export of transformers models through optimum-onnx, which needs an older transformers in its own venv
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,optimum,dev]"
+	OMP_NUM_THREADS=1 .venv-optimum/bin/python -m pytest -q tests/stages/test_optimum.py
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+pin: $(VENV)/.installed  ## after a change of behaviour: raise `version` in the stage or row, then record its digest
+	$(RUN) tests/versions.py --write
+
+clean:
+	rm -rf $(VENV) .venv-optimum .stillhouse runs

@@ -1,0 +1,46 @@
+"""The one place where the parts meet: the command line gets the stage kinds, the device probe and the page."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    import kernels
+    import stages
+
+    for package in (stages, kernels):
+        if Path(package.__file__).resolve().parent.parent != HERE.parent:
+            print(
+                f"`{package.__name__}` was found at {package.__file__}, not beside {HERE}: another package of that name is in the way. "
+                "Run from the folder that holds pipeline/, stages/ and kernels/, in a clean virtual environment.",
+                file=sys.stderr,
+            )
+            return 2
+
+    from pipeline import cli
+
+    return cli.main(sys.argv[1:], cli.Parts(kinds=stages.KINDS, has_device=_has_device, machine=_machine, page=_page))
+
+
+def _has_device() -> bool:
+    from stages.machine import has_device
+
+    return has_device()
+
+
+def _machine() -> dict:
+    from stages.machine import facts
+
+    return facts()
+
+
+def _page(run: dict, artifacts: dict) -> tuple[str, dict]:
+    from stages.page import render
+
+    return render(run, artifacts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""One stage in a process of its own: `python -m pipeline.child SPEC EVENTS`, started by the runner only.
+
+SPEC is a JSON file that says what to run; EVENTS is a file descriptor to which the child writes one JSON object per line:
+{"say": text}, {"progress": [done, total, figures]}, and at the end {"made": {facts, beside}} or {"error": {kind, code, text}}.
+What the stage prints goes to the log of the run.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact
+from .errors import Stillhouse, Stopped
+
+PROGRESS_EVERY = 0.1  # seconds between two progress events
+
+
+class Events:
+    def __init__(self, fd: int):
+        self._file = os.fdopen(fd, "w", encoding="utf-8")
+        self._lock = threading.Lock()
+
+    def write(self, **event: Any) -> None:
+        with self._lock:
+            self._file.write(json.dumps(event) + "\n")
+            self._file.flush()
+
+
+class ChildJob:
+    """The Job that a stage sees (pipeline/stage.py says what each member means)."""
+
+    def __init__(self, out: Path, state: Path, rehearsing: bool, events: Events):
+        self.out, self.state, self.rehearsing = out, state, rehearsing
+        self._events, self._signal, self._asks, self._shown = events, 0, False, 0.0
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        self._events.write(say=text)
+
+    def progress(self, done: int, total: int, **figures: float) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._shown >= PROGRESS_EVERY:
+            self._shown = now
+            self._events.write(progress=[done, total, figures])
+
+    def stop_asked(self) -> int:
+        self._asks = True
+        return self._signal
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        """A stage that asks is told at its next step; one that never asks has nothing to save and ends here."""
+        self._signal = number
+        if not self._asks:
+            raise Stopped("stopped", number)
+
+
+def main(spec_file: str, events_fd: str) -> int:
+    die_with_parent()
+    spec, events = json.loads(Path(spec_file).read_text(encoding="utf-8")), Events(int(events_fd))
+    job = ChildJob(Path(spec["out"]), Path(spec["state"]), spec["rehearsing"], events)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, job.on_signal)
+    try:
+        module, _, name = spec["target"].partition(":")
+        stage = getattr(importlib.import_module(module), name).model_validate(spec["config"])
+        made = stage.run(_inputs(spec["inputs"]), job)
+        events.write(made={"facts": made.facts, "beside": made.beside})
+    except Stillhouse as error:
+        events.write(error={"kind": type(error).__name__, "code": error.code, "text": str(error)})
+        return error.code
+    except Exception as error:
+        traceback.print_exc()
+        events.write(error={"kind": type(error).__name__, "code": 1, "text": f"{type(error).__name__}: {error}"})
+        return 1
+    return 0
+
+
+def die_with_parent() -> None:
+    """If the runner dies, so does the stage: nobody would publish its result (Linux only; elsewhere the stage ends by itself)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _inputs(described: dict[str, Any]) -> dict[str, Any]:
+    def artifact(a: dict[str, Any]) -> Artifact:
+        return Artifact(a["name"], a["kind"], a["id"], Path(a["folder"]), a["facts"], a["beside"])
+
+    return {f: [artifact(a) for a in v] if isinstance(v, list) else artifact(v) for f, v in described.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""What this machine has and lacks, part by part, in words that say what to install."""
+
+import importlib.util
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+NAME = re.compile(r"^[A-Za-z0-9._-]+")
+EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
+
+
+def examine(store: Path, parts: Any) -> int:
+    """Prints one line per finding. Returns 0, or 2 when something that every run needs is missing."""
+    for name, value in parts.machine().items():
+        print(f"{name:<14} {', '.join(map(str, value)) or 'none' if isinstance(value, list) else value}")
+    print(f"{'CUDA device':<14} {'found' if parts.has_device() else 'none: recipes take their cpu profile'}")
+    free = shutil.disk_usage(next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())).free
+    print(f"{'store':<14} {store} ({'there' if (store / 'store.json').exists() else 'not made yet'}), {free / 1e9:.0f} GB free")
+    missing = _packages()
+    if importlib.util.find_spec("torchvision"):
+        print("torchvision is installed: nothing here needs it, and a build that does not match torch breaks transformers")
+    if missing:
+        print(f"needed by every run and missing: {', '.join(missing)}\n  {sys.executable} -m pip install -e .")
+    return 2 if missing else 0
+
+
+def requirements() -> dict[str, str]:
+    """Package -> the extra that brings it ("" for every run), from the distribution's own metadata."""
+    found: dict[str, str] = {}
+    try:
+        declared = metadata.requires("stillhouse") or []
+    except metadata.PackageNotFoundError:
+        return found
+    for text in declared:
+        extra = EXTRA.search(text)
+        found.setdefault(NAME.match(text).group(), extra.group(1) if extra else "")
+    return found
+
+
+def _packages() -> list[str]:
+    """Prints the installed packages by extra; returns the core ones that are missing."""
+    wanted = requirements()
+    if not wanted:
+        print("stillhouse itself is not installed (pip install -e .): its packages cannot be listed")
+    missing = []
+    for extra in dict.fromkeys(wanted.values()):
+        states = []
+        for name in (n for n, e in wanted.items() if e == extra):
+            try:
+                states.append(f"{name} {metadata.version(name)}")
+            except metadata.PackageNotFoundError:
+                states.append(f"{name} MISSING" if not extra else f"{name} -")
+                missing += [name] if not extra else []
+        print(f"{extra or 'core':<14} {', '.join(states)}")
+    return missing

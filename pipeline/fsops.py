@@ -1,0 +1,117 @@
+"""The only place where the store touches the disk: every write is complete and on the platter before its name appears."""
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+CHUNK = 1 << 20  # bytes
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file with these bytes, synced. Never overwrites, never follows a link."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """The file at `path` holds either its old bytes or these, at every instant."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_new(fresh, data)
+        os.rename(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """The folder and its parents, each entry synced into its parent."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    sync_folder(path.parent)
+
+
+def rename_folder(source: Path, target: Path) -> bool:
+    """Moves a finished folder to its final name; False if an equal one was there first (then the source stays)."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    sync_folder(target.parent)
+    return True
+
+
+def freeze(folder: Path) -> None:
+    """Read-only files. The folder itself is closed after it has moved: a folder without write permission cannot be renamed."""
+    for file in folder.iterdir():
+        os.chmod(file, 0o444)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder of this store, read-only files included; nothing to delete is fine."""
+    if not folder.is_dir() or folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    os.chmod(folder, 0o700)
+    for child in folder.iterdir():
+        remove(child)
+    os.rmdir(folder)
+
+
+def sha256(path: Path) -> tuple[int, str]:
+    """Size in bytes and digest of a regular file; a link is not followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        size, hasher = 0, hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            size += len(chunk)
+            hasher.update(chunk)
+    return size, hasher.hexdigest()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

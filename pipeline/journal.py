@@ -1,0 +1,33 @@
+"""What happened in a run, one line per event, only ever appended: a torn last line is ignored, a damaged one is seen."""
+
+import json
+import zlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import fsops
+
+
+class Journal:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, event: str, **facts: Any) -> None:
+        # The line starts with a newline of its own, so that a torn line before it spoils nothing but itself.
+        entry = {"event": event, "at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        body = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()  # in the order given: stages stand as in the recipe
+        fsops.append(self.path, b"\n%08x %s\n" % (zlib.crc32(body), body))
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        return [entry for line in self.path.read_bytes().split(b"\n") if (entry := _decode(line)) is not None]
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    check, _, body = line.partition(b" ")
+    try:
+        return json.loads(body) if int(check, 16) == zlib.crc32(body) else None
+    except ValueError:
+        return None

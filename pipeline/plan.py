@@ -1,0 +1,78 @@
+"""Which stages are kept, which will run, and why: decided from keys alone, before anything starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .artifact import Artifact
+from .keys import differences, digest, pre_image, taken
+from .stage import Stage
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage in a plan. `artifact` is set when it is kept; `key` is None while an input is still to be made."""
+
+    name: str
+    stage: Stage
+    key: str | None
+    image: dict[str, Any]
+    artifact: Artifact | None
+    why: tuple[str, ...]
+
+    @property
+    def inputs(self) -> dict[str, list[str]]:
+        return {field: names for field, (_, names) in taken(self.stage).items()}
+
+
+def make(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | None = None) -> list[Step]:
+    """The steps in order. `last` maps stage names to the keys they had in an earlier run, so that reasons can be given."""
+    last = last if last is not None else {}
+    made: dict[str, Artifact | None] = {}
+    steps = []
+    for name, stage in stages.items():
+        image = pre_image(stage, {n: a.id if a else None for n, a in made.items()})
+        waiting = list(dict.fromkeys(n for _, names in taken(stage).values() for n in names if made[n] is None))
+        key = None if waiting else digest(image)
+        artifact = store.find(key, name) if key else None
+        why = () if artifact else tuple(_reasons(store, last.get(name), image, waiting, key))
+        made[name] = artifact
+        steps.append(Step(name, stage, key, image, artifact, why))
+    return steps
+
+
+def last_keys(store: Store, recipe: str) -> dict[str, str]:
+    """The key each stage had when a run of this recipe last finished it."""
+    keys: dict[str, str] = {}
+    for run in store.runs(recipe):
+        for entry in store.journal(run).read():
+            if entry["event"] == "stage" and entry["state"] in ("made", "kept"):
+                keys[entry["stage"]] = entry["key"]
+    return keys
+
+
+def _reasons(store: Store, last: str | None, image: dict[str, Any], waiting: list[str], key: str | None) -> list[str]:
+    before = store.pre_image(last) if last else None
+    if before is None:
+        return [f"never made; waits for {', '.join(waiting)}" if waiting else "never made"]
+    if key == last:
+        return ["its artifact is missing or damaged in the store"]
+    found = [_say(*difference) for difference in differences(before, image) if not _is_unknown(difference)]
+    return found + [f"{name} will be made anew" for name in waiting]
+
+
+def _is_unknown(difference: tuple[str, Any, Any]) -> bool:
+    path, _, after = difference
+    return path.startswith("inputs") and after is None
+
+
+def _say(path: str, before: Any, after: Any) -> str:
+    if path.startswith("inputs."):
+        return f"{path}: another artifact, {str(before)[:12]} -> {str(after)[:12]}"
+    return f"{path}: {_short(before)} -> {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

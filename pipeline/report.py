@@ -1,0 +1,117 @@
+"""What a run leaves for people: OUT/<run>/page.html and page.json, and a copy of each bundle."""
+
+import json
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact
+from .errors import BadStore
+from .store import Damaged, Store
+
+
+def write(store: Store, run: str, out: Path, parts: Any) -> Path:
+    """Renders the page of a run and copies its bundles; returns the page's path."""
+    story, artifacts = gather(store, run, parts)
+    folder = out / run
+    folder.mkdir(parents=True, exist_ok=True)
+    for artifact in artifacts.values():
+        if artifact.kind == "Bundle":
+            copy_bundle(store, artifact, folder / artifact.name, story)
+    html, facts = parts.page(story, artifacts)
+    (folder / "page.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / "page.html").write_text(html, encoding="utf-8")
+    return folder / "page.html"
+
+
+def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str, Artifact]]:
+    """What the journal tells of a run, and the verified artifacts it ended with."""
+    entries = store.journal(run).read()
+    begin = entries[0]
+    ended = {e["stage"]: e for e in entries if e["event"] == "stage"}
+    end = entries[-1] if entries[-1]["event"] == "end" else {"code": None, "error": "the run did not end"}
+    artifacts, stages = {}, []
+    for name, settings in begin["resolved"]["stages"].items():
+        entry = ended.get(name, {"state": "missing", "id": None, "key": None, "seconds": 0.0})
+        if entry["id"] and (artifact := store.find(entry["key"], name)):
+            try:
+                store.verify(artifact.id)
+            except Damaged as damage:
+                raise BadStore(f"{name}: {damage}; run the recipe again, it will be made anew") from None
+            artifacts[name] = artifact
+        kept = entry["state"] == "kept"
+        state = "done" if entry["state"] in ("made", "kept") else entry["state"]
+        seconds = artifacts[name].beside.get("seconds", 0.0) if kept and name in artifacts else entry["seconds"]
+        stages.append({"name": name, "kind": settings["kind"], "id": entry["id"], "kept": kept, "state": state, "seconds": seconds})
+        stages[-1]["inputs"] = _inputs(settings, begin["resolved"]["stages"])
+    story = {
+        "run": run,
+        "recipe": begin["recipe"],
+        "profile": begin.get("profile"),
+        "rehearsal": False,
+        "started": begin["at"],
+        "seconds": round(sum(e["seconds"] for e in ended.values()), 1),
+        "exit": end["code"],
+        "error": end.get("error"),
+        "resolved": begin["resolved"],
+        "stages": stages,
+        "machine": parts.machine(),
+        "versions": versions(),
+    }
+    return story, artifacts
+
+
+def versions() -> dict[str, str]:
+    """Of Stillhouse and of every package that its own metadata names, where installed."""
+    from .doctor import requirements
+
+    found = {}
+    for name in ("stillhouse", *requirements()):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def figures(store: Store, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every number and flag in the facts of a run's artifacts, by dotted path."""
+    found: dict[str, Any] = {}
+    for name, entry in stages.items():
+        if entry["id"]:
+            _leaves(store.manifest(entry["id"])["facts"], name, found)
+    return found
+
+
+def copy_bundle(store: Store, artifact: Artifact, target: Path, story: dict[str, Any]) -> None:
+    """A copy that people may move, with a note of the run it came from. Replaces an older copy whole."""
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    for file in artifact.folder.iterdir():
+        if file.name != "MANIFEST.json":
+            shutil.copyfile(file, fresh / file.name)
+    note = {key: story[key] for key in ("run", "recipe", "profile", "started")} | {"artifact": artifact.id}
+    (fresh / "run.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def _inputs(settings: dict[str, Any], stages: dict[str, Any]) -> dict[str, list[str]]:
+    """Fields that hold names of stages: {"data": ["data"], "candidates": ["onnx", "engine"]}."""
+    found = {}
+    for field, value in settings.items():
+        names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        if field not in ("kind",) and names and all(isinstance(n, str) and n in stages for n in names):
+            found[field] = names
+    return found
+
+
+def _leaves(value: Any, path: str, found: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            _leaves(child, f"{path}.{key}", found)
+    elif isinstance(value, int | float):
+        found[path] = value

@@ -1,0 +1,168 @@
+"""Packs what a device needs into one flat folder that runs without this package, and tries it out before it is published."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData, Stillhouse
+from pipeline.stage import Dataset, Job, Made, Stage, Takes
+from stages import machine
+
+FILES = Path(__file__).parent / "bundle_files"
+LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine must reproduce; CPUs round bfloat16 differently
+STRICT_AGREEMENT = 0.999
+CHECK_S = 600  # longest run of the packed runner
+
+
+class Bundle(Stage):
+    kind: Literal["bundle"]
+    makes: ClassVar[str] = "Bundle"
+
+    data: Dataset
+    onnx: Annotated[str, Takes(("OnnxModel",)), Field(description="The stage whose ONNX file is packed beside the engine.")]
+    engine: Annotated[str, Takes(("Engine",)), Field(description="The stage whose engine is packed.")]
+    measured: Annotated[str, Takes(("Measurement",), named=True), Field(description="The stage whose figures README.txt quotes.")]
+    verdict: Annotated[str, Takes(("Verdict",)), Field(description="The stage that judged them.")]
+    split: str = Field("val", description="Split whose first image becomes the sample.")
+
+    def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
+        row = getattr(earlier.get(self.engine), "engine", None)
+        if row is None or runtime_file(row.kind).is_file():
+            return []
+        packable = sorted(file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py"))
+        return [(("engine",), f"an engine of kind {row.kind} runs only with this package; bundle one of kind {' or '.join(packable)}")]
+
+    def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
+        engine, measurement, verdict = inputs["engine"], inputs["measured"].json("measurement.json"), inputs["verdict"].json("verdict.json")
+        require_one_table(inputs)
+        settings, out = engine.facts["engine"], job.out
+        for file in sorted(engine.folder.glob("engine.*")):
+            shutil.copyfile(file, out / file.name)
+        for artifact, name in (("onnx", "model.onnx"), ("onnx", "preprocessing.json"), ("verdict", "verdict.json")):
+            shutil.copyfile(inputs[artifact].file(name), out / name)
+        shutil.copyfile(FILES / "run.py", out / "run.py")
+        shutil.copyfile(runtime_file(settings["kind"]), out / "runtime.py")
+        write_json(out / "classes.json", {key: engine.facts[key] for key in ("classes", "colours")} | {"ignore": 255})
+        (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements(settings)), encoding="utf-8")
+        name = write_sample(inputs["data"], self.split, engine, out)
+        figures = {"measured": measurement["models"].get(engine.name), "machine": measurement["machine"], "split": measurement["split"]}
+        (out / "README.txt").write_text(readme(engine, figures, verdict, measurement["images"]), encoding="utf-8")
+        facts = {"engine": settings, "passed": verdict["passed"], "least_agreement": least_agreement(settings)}
+        write_json(out / "bundle.json", {**facts, "sample": name, "verdict": verdict, "files": digests(out)})
+        job.say(tried(out))
+        job.say("packed" if verdict["passed"] else "packed, and marked as failed: the gate's rules do not hold")
+        return Made({"engine": settings, "passed": verdict["passed"]})
+
+
+def require_one_table(inputs: dict[str, Artifact]) -> None:
+    from stages.measure.predict import require_same_table
+
+    for other in ("onnx", "data"):
+        require_same_table(inputs["engine"], inputs[other])
+
+
+def write_sample(data: Artifact, split: str, engine: Artifact, out: Path) -> str:
+    """sample.png as the source holds it and expected.png, its class map at the same size; returns the image's name."""
+    import numpy as np
+    from PIL import Image
+
+    from stages.measure.predict import fitted, open_session
+    from stages.samples import open_samples
+    from stages.validate import write_map
+
+    samples = open_samples(data, split)
+    if not len(samples):
+        raise BadData(f"split {split} of {data.name} is empty: there is no image for a sample")
+    image = np.array(samples.source(0))
+    found = open_session(engine)(fitted(image, tuple(engine.facts["size"]))[None].copy())[0]
+    height, width = image.shape[:2]
+    found = np.asarray(Image.fromarray(found).resize((width, height), Image.Resampling.NEAREST))
+    Image.fromarray(image).save(out / "sample.png")
+    write_map(found, engine.facts["colours"], out / "expected.png")
+    return samples.name(0)
+
+
+def tried(out: Path) -> str:
+    """Runs the packed runner as its receiver would; what it says."""
+    command = [sys.executable, "-B", str((out / "run.py").resolve()), "--check"]
+    try:
+        done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=CHECK_S, start_new_session=True)
+    except subprocess.TimeoutExpired:
+        raise Stillhouse(f"the packed runner did not end within {CHECK_S} s on its sample") from None
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
+        raise Stillhouse(f"the packed runner fails on its own sample, it says: {said[-1]}")
+    return done.stdout.strip().splitlines()[0]
+
+
+def runtime_file(kind: str) -> Path:
+    """What opens an engine of this kind in a bundle; only engines with such a file can be packed."""
+    return FILES / f"runtime_{kind}.py"
+
+
+def requirements(settings: dict[str, Any]) -> list[str]:
+    from stages.engines import TABLE as ENGINES
+
+    row = ENGINES.row(settings["kind"]).model_validate(settings)
+    return [machine.version(name).replace(" ", "==") for name in ("numpy", "pillow")] + row.requirements()
+
+
+def least_agreement(settings: dict[str, Any]) -> float:
+    return LEAST_AGREEMENT.get(settings.get("precision"), STRICT_AGREEMENT)
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.iterdir())}
+
+
+def write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def readme(engine: Artifact, figures: dict[str, Any], verdict: dict[str, Any], images: int) -> str:
+    (height, width), classes, ran = (engine.facts[key] for key in ("size", "classes", "ran"))
+    lines = [
+        "WHAT THIS IS",
+        f"A network that gives every pixel of a picture one of {len(classes)} classes: {', '.join(classes)}.",
+        f"Runtime: {ran['runtime']} on {ran['provider']}, precision {ran['precision']}.",
+        "",
+        "HOW TO RUN IT",
+        "  python -m venv env && env/bin/pip install -r requirements.txt",
+        "  env/bin/python run.py --check          is this folder whole, and does this machine compute what it should?",
+        "  env/bin/python run.py picture.png      writes picture_mask.png",
+        "",
+        "HOW TO CALL THE NETWORK YOURSELF",
+        f"Give image: uint8 (1, {height}, {width}, 3), RGB 0..255; it normalises by itself. Get classmap: uint8 (1, {height}, {width}).",
+        "preprocessing.json says the same for programs, classes.json names the classes and colours. model.onnx is the network in ONNX.",
+        "",
+        "WHAT WAS MEASURED",
+        *measured_lines(figures, images),
+        "",
+        f"VERDICT: {'passed' if verdict['passed'] else 'FAILED - do not ship this'}",
+        *(f"  {'passed' if rule['passed'] else 'FAILED'}: {rule['text']}" for rule in verdict["rules"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def measured_lines(figures: dict[str, Any], images: int) -> list[str]:
+    model = figures["measured"]
+    if model is None:
+        return ["This engine is not among the measured models."]
+    lines = [f"  mIoU {model['miou']:.2f} points on {images} images of {figures['split']}", f"  {model['size_mb']:.2f} MB"]
+    latency, where = model["latency"], figures["machine"]
+    if latency is None:
+        return [*lines, "  time: not measured"]
+    name = (
+        where["gpus"][0]["name"]
+        if where["gpus"] and model["ran"]["provider"] not in ("CPU", "cpu", "CPUExecutionProvider")
+        else where["cpu"]
+    )
+    times = ", ".join(f"{p} {latency['image_ms'][p]:.2f} ms" for p in ("p50", "p90", "p99"))
+    return [*lines, f"  one image in memory to class map: {times} ({name}, {where['cores']} cores)"]

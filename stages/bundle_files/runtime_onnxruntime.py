@@ -1,0 +1,29 @@
+"""Opens engine.onnx in onnxruntime, with the provider it was made for."""
+
+from pathlib import Path
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class Unfit(Exception):
+    """This machine cannot run the engine as it was measured."""
+
+
+def load(folder: Path, settings: dict):
+    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W)."""
+    import onnxruntime
+
+    wanted = PROVIDERS[settings["provider"]]
+    if wanted not in onnxruntime.get_available_providers():
+        raise Unfit(f"this engine was made for {wanted}, which is not part of the installed onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if settings["provider"] != "cpu":
+        onnxruntime.preload_dlls()
+    if settings["threads"]:
+        options.intra_op_num_threads = settings["threads"]
+    how = {"use_tf32": "0"} if settings["provider"] == "cuda" else {}
+    session = onnxruntime.InferenceSession(folder / "engine.onnx", options, providers=[(wanted, how)])
+    if session.get_providers()[0] != wanted:
+        raise Unfit(f"this engine was made for {wanted}; onnxruntime gives {session.get_providers()[0]} on this machine")
+    return lambda images: session.run(["classmap"], {"image": images})[0]

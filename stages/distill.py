@@ -1,0 +1,42 @@
+"""Trains a student on labels and on what a teacher makes of the same crops."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from pipeline.artifact import Artifact
+from pipeline.stage import Dataset, Job, Made, Stage, Takes
+from stages.fit import Fit
+from stages.kd import TABLE as KD
+from stages.kd.ce import Ce
+from stages.models import TABLE as MODELS
+from stages.train import misfits
+from stages.weights import Weights
+
+
+class Distill(Stage):
+    kind: Literal["distill"]
+    data: Dataset
+    teacher: Annotated[str, Takes(("Checkpoint",)), Field(description="The stage whose checkpoint teaches.")]
+    model: MODELS.field() = Field(description="The architecture of the student.")
+    task: KD.field(role="task") = Field(Ce(kind="ce"), description="The loss on the labels: it has exactly one owner.")
+    losses: list[KD.field(role="loss")] = Field([], description="The distillation methods, beside the task loss.")
+    fit: Fit = Field(Fit(), description="How the student is trained.")
+    init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
+
+    makes: ClassVar[str] = "Checkpoint"
+    version: ClassVar[int] = 1
+
+    def outside(self) -> dict[str, str]:
+        return {"init": self.init.digest()} if self.init else {}
+
+    def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
+        return misfits(self, earlier)
+
+    def rehearsed(self) -> Self:
+        return self.model_copy(update={"fit": self.fit.rehearsed()})
+
+    def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
+        from stages.teach import teach
+
+        return teach(inputs["data"], self.model, self.fit, self.init, self.task, job, inputs["teacher"], self.losses)

@@ -1,0 +1,62 @@
+"""Runtimes that turn images into class maps: one file per runtime, all of them behind one small session.
+
+Nothing here touches a device or imports a runtime before `build` or `open` is called.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pipeline.artifact import Artifact
+from pipeline.errors import Missing
+from pipeline.table import Row, Table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TABLE = Table(__name__)
+
+
+class Session(Protocol):
+    """An opened engine."""
+
+    ran: dict[str, Any]  # what really runs, read back from the runtime: runtime, provider, precision, threads
+
+    def __call__(self, images: "np.ndarray") -> "np.ndarray":
+        """uint8 (B, H, W, 3) RGB -> uint8 (B, H, W) class numbers."""
+
+    def bind(self, images: "np.ndarray") -> Callable[[], None]:
+        """Puts the images where the engine reads them; each call of what is returned runs the engine alone, to its end."""
+
+
+class Engine(Row):
+    """The contract of a runtime. A subclass lives in stages/engines/<kind>.py."""
+
+    takes: ClassVar[str]  # the artifact kind an engine is built from: OnnxModel | Checkpoint
+    package: ClassVar[str]  # what pip installs
+
+    threads: int | None = None
+
+    def requirements(self) -> list[str]:
+        """The lines of a requirements.txt that run this engine elsewhere, pinned to what is installed here; [] if it needs this package."""
+        return []
+
+    def environment(self) -> dict[str, str]:
+        """What changes the engine's result besides its settings: runtime version and device. Found without importing the runtime."""
+        raise TypeError(f"{type(self).__name__} does not define environment()")
+
+    def build(self, source: Artifact, out: Path) -> dict[str, Any]:
+        """Writes files named engine.* into `out` and returns facts about them; `open` is given these facts again."""
+        raise TypeError(f"{type(self).__name__} does not define build()")
+
+    def open(self, folder: Path, facts: dict[str, Any]) -> Session:
+        raise TypeError(f"{type(self).__name__} does not define open()")
+
+
+def need(module: str, install: str) -> Any:
+    """The imported module, or one line that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Missing(f"{module} is asked for and cannot be imported here ({error}); install it: {install}") from None

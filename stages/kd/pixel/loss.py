@@ -1,0 +1,28 @@
+"""Pixel-wise KL to the teacher, at the labels' grid or at the logits'."""
+
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from stages.kd._step import same_grid
+
+
+class AtLabels(nn.Module):
+    def __init__(self, weight: float, temperature: float):
+        super().__init__()
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, step) -> dict[str, tuple[Tensor, float]]:
+        return {"pixel": (self.temperature**2 * step.mean(step.kl(self.temperature)), self.weight)}
+
+
+class AtLogits(nn.Module):
+    def __init__(self, weight: float, temperature: float):
+        super().__init__()
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, step) -> dict[str, tuple[Tensor, float]]:
+        teacher = step.teacher["logits"].float()
+        student = same_grid(step.student["logits"].float(), teacher, step.align_corners)
+        q, p = log_softmax(student / self.temperature, 1), log_softmax(teacher / self.temperature, 1)  # (B, C, h, w)
+        kl = (p.exp() * (p - q)).sum(1)
+        return {"pixel": (self.temperature**2 * kl.mean(), self.weight)}

@@ -1,0 +1,77 @@
+"""Networks that teach or learn: one row per architecture, and the contract that makes them interchangeable.
+
+A built network takes RGB images, float32 0..255, (B, 3, H, W), normalises them itself and returns a dict of maps (B, C, h, w):
+`logits` before enlarging, `head` (what the last classifier sees), `c1`..`c4` (the pyramid, fine to coarse), `aux` where there is one.
+It carries `align_corners` (how logits are enlarged), `widths` and `strides` (channels and input pixels per cell of each map).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData
+from pipeline.table import Row, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TABLE = Table(__name__)
+
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]  # YAML and JSON bring lists
+LEVELS = ("c1", "c2", "c3", "c4")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, per channel R G B, for values in 0..1
+
+
+class Model(Row):
+    """The contract of a row of this table."""
+
+    multiple: ClassVar[int] = 32  # image height and width must be multiples of this
+    head_keys: ClassVar[tuple[str, ...]] = ()  # prefixes of the head's weights: a pretrained start may lack them
+
+    def build(self, classes: int) -> "nn.Module":
+        """The network with fresh weights, drawn from torch's global generator: the caller seeds it."""
+        raise TypeError(f"{type(self).__name__} does not define build()")
+
+    def completed(self, weights: Path) -> Self:
+        """The same row with what lies beside published weights filled in."""
+        return self
+
+    def convert(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Published names to ours; what the network does not use is dropped. Values (tensors or their headers) pass untouched."""
+        return state
+
+    def load(self, module: "nn.Module", source: "Path | dict[str, Tensor]", init: bool = False) -> list[str]:
+        """Puts published weights into a built network; returns the keys left as they were: none, or only head_keys with `init`."""
+        from stages.weights import load_into
+
+        return load_into(module, source, self.convert, self.head_keys if init else ())
+
+
+def open_model(checkpoint: Artifact, device: str = "cpu") -> "nn.Module":
+    """The network of a Checkpoint artifact, in eval mode. Leaves torch's global generator as it was."""
+    import torch
+
+    settings = checkpoint.facts["model"]
+    row = TABLE.row(settings["kind"]).model_validate(settings)
+    with torch.random.fork_rng(devices=[]):
+        module = row.build(len(checkpoint.facts["classes"]))
+    row.load(module, checkpoint.file("weights.safetensors"))
+    return module.to(device).eval()
+
+
+def classmap(logits: "Tensor", size: tuple[int, int], align_corners: bool) -> "Tensor":
+    """Logits (B, C, h, w) to the class of every pixel, uint8 (B, H, W)."""
+    import torch
+    import torch.nn.functional as F
+
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).argmax(1).to(torch.uint8)
+
+
+def require_multiple(image: "Tensor", multiple: int) -> None:
+    """Refuses heights and widths that the strides do not divide. While a graph is exported they are symbols: nothing to check then."""
+    sides = image.shape[2:]
+    if all(type(n) is int for n in sides) and any(n % multiple for n in sides):
+        (h, w), (up_h, up_w) = sides, (-(-n // multiple) * multiple for n in sides)
+        raise BadData(f"image of {h} x {w}: height and width must be multiples of {multiple}; pad or resize to {up_h} x {up_w}")

@@ -1,0 +1,154 @@
+"""A transformers network behind our contract: the last classifier and the feature pyramid are found by one dry forward when it is built."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import BadData, BadRecipe, Missing
+from stages.models import require_multiple
+from stages.weights import headers, load_into, mismatch, read_safetensors, spoken
+
+
+class HfNet(nn.Module):
+    def __init__(self, settings: dict[str, Any], classes: int, mean: tuple, std: tuple, rescale: float):
+        super().__init__()
+        self.net = network(settings, classes)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) / rescale, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) / rescale, persistent=False)
+        self.align_corners = False
+        self.seen: dict[str, Tensor] = {}  # what the hook caught in the forward under way
+        side = settings.get("image_size") if isinstance(settings.get("image_size"), int) else 64
+        image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+        classifier = last_classifier(self.net, image, classes)
+        if classifier is not None:
+            classifier.register_forward_pre_hook(self.remember)  # a bound method follows the module through deepcopy (EMA)
+        taps = dry(self.net, lambda: self.taps(image))
+        self.widths = {name: x.shape[1] for name, x in taps.items()}
+        self.strides = {name: side // x.shape[2] for name, x in taps.items()}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        require_multiple(image, 32)
+        x = (image - self.mean) / self.std
+        if torch.compiler.is_exporting():  # a graph keeps no side effects, such as what a hook stores
+            return {"logits": self.net(pixel_values=x).logits}
+        return self.taps(x)
+
+    def taps(self, x: Tensor) -> dict[str, Tensor]:
+        self.seen = {}
+        out = self.net(pixel_values=x, output_hidden_states=True)
+        seen, self.seen = self.seen, {}
+        return {"logits": out.logits} | seen | pyramid(out.hidden_states or (), x.shape[2:])
+
+    def remember(self, module: nn.Module, args: tuple) -> None:
+        if not torch.compiler.is_exporting():
+            self.seen["head"] = args[0]
+
+
+def load_published(module: HfNet, source: "Path | dict[str, Tensor]", init: bool) -> list[str]:
+    """Puts published weights in; transformers itself maps older names to those of its present version."""
+    given = headers(source) if isinstance(source, Path) else source
+    if given.keys() == module.state_dict().keys():  # our own checkpoint
+        return load_into(module, source)
+    own = {key.removeprefix("net."): value for key, value in module.state_dict().items()}
+    state = read_safetensors(source) if isinstance(source, Path) else source
+    state = {key.removeprefix("net."): value for key, value in state.items()}
+    with quiet(), torch.random.fork_rng(devices=[]):
+        fresh, info = type(module.net).from_pretrained(
+            None, config=module.net.config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    missing, other_shape = set(info["missing_keys"]), {key: tuple(found) for key, found, _ in info["mismatched_keys"]}
+    if not init:
+        where = str(source) if isinstance(source, Path) else "the given weights"
+        refuse(where, own, state, missing, other_shape, info["unexpected_keys"])
+    kept = missing | other_shape.keys()
+    if len(kept) == len(own):
+        raise BadData(f"{source} holds no weight of this model ({module.net.config.model_type})")
+    load_into(module.net, {key: value for key, value in fresh.state_dict().items() if key not in kept}, None, tuple(kept))
+    return sorted(f"net.{key}" for key in kept)
+
+
+def refuse(where: str, own: dict, state: dict, missing: set, other_shape: dict[str, tuple], unexpected: list) -> None:
+    """Raises unless the published weights are all the network has, and nothing else."""
+    lines = [f"{key}: expected {spoken(own[key])}, found nothing" for key in sorted(missing - other_shape.keys())]
+    lines += [f"{key}: expected {spoken(own[key])}, found {list(shape)}" for key, shape in sorted(other_shape.items())]
+    lines += [f"{key}: expected nothing" + (f", found {spoken(state[key])}" if key in state else "") for key in sorted(unexpected)]
+    if lines:
+        raise BadData(mismatch(lines, [(tuple(own[key].shape), shape) for key, shape in other_shape.items()], where))
+
+
+def network(settings: dict[str, Any], classes: int) -> nn.Module:
+    """Built from its config alone: no file is read, nothing is fetched."""
+    try:
+        from transformers import AutoConfig, AutoModelForSemanticSegmentation
+    except ImportError as e:
+        raise Missing(f"models of kind hf need transformers: pip install 'stillhouse[hf]' ({e})") from None
+    name = settings.get("model_type")
+    if not name:
+        raise BadRecipe("model.settings: needs the transformers config with its model_type; only `load` reads it from config.json")
+    if settings.get("backbone") and not settings.get("backbone_config") and not settings.get("use_timm_backbone"):
+        raise BadRecipe(f"model.settings.backbone: {settings['backbone']!r} would have to be fetched; write its backbone_config instead")
+    offline = {"use_pretrained_backbone": False} if "use_pretrained_backbone" in settings else {}
+    try:
+        config = AutoConfig.for_model(**settings | offline)
+        config.num_labels = classes
+        with quiet():
+            return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
+        why = str(e).strip().split("\n")[0][:200]
+        raise BadRecipe(f"model.settings: transformers cannot build {name!r} as a semantic segmentation network: {why}") from None
+
+
+def last_classifier(net: nn.Module, image: Tensor, classes: int) -> nn.Module | None:
+    """The convolution whose output is the logits, as it is or enlarged: told by its values, since auxiliary heads look the same."""
+    calls = []
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
+    hooks = [m.register_forward_hook(lambda m, args, out: calls.append((m, out))) for m in convs]
+    logits = dry(net, lambda: net(pixel_values=image).logits)
+    for hook in hooks:
+        hook.remove()
+    return next((m for m, out in calls if same(out, logits)), None)
+
+
+def same(out: Tensor, logits: Tensor) -> bool:
+    return any(
+        torch.allclose(F.interpolate(out, logits.shape[2:], mode="bilinear", align_corners=a), logits, rtol=1e-4, atol=1e-5)
+        for a in (False, True)
+    )
+
+
+def pyramid(states: tuple, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The last map (B, C, h, w) at each of the strides 4, 8, 16, 32; token sequences and other layouts are left out."""
+    maps = [x for x in states if x.ndim == 4]
+    names = {(size[0] // s, size[1] // s): name for s, name in ((4, "c1"), (8, "c2"), (16, "c3"), (32, "c4"))}
+    found = {names[key]: x for x in maps if (key := tuple(x.shape[2:])) in names}
+    return dict(sorted(found.items()))
+
+
+def dry(net: nn.Module, forward):
+    """One forward that leaves no trace: eval mode, no gradients, the random state as it was."""
+    training = net.training
+    net.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        out = forward()
+    net.train(training)
+    return out
+
+
+@contextmanager
+def quiet():
+    """Without transformers' progress bars and load report: what matters of them is said by our own errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,61 @@
+"""Builds an engine for this device from exactly the ONNX file (or checkpoint) it is given, and looks at its first answers."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.artifact import Artifact
+from pipeline.stage import Job, Made, Stage, Takes
+from stages.engines import TABLE as ENGINES
+
+FIELDS = {"OnnxModel": "onnx", "Checkpoint": "checkpoint"}  # what an engine takes -> the field that names it
+PROBE = (256, 512)  # size of the images an engine of a checkpoint without a size is looked at with
+
+
+class Optimize(Stage):
+    kind: Literal["optimize"]
+    makes: ClassVar[str] = "Engine"
+
+    onnx: Annotated[str | None, Takes(("OnnxModel",)), Field(description="The stage whose ONNX file becomes an engine.")] = None
+    checkpoint: Annotated[str | None, Takes(("Checkpoint",)), Field(description="The same for engines that take a checkpoint.")] = None
+    engine: ENGINES.field() = Field(description="The runtime and its settings.")
+
+    @model_validator(mode="after")
+    def takes_what_the_engine_takes(self) -> Self:
+        wanted = FIELDS[self.engine.takes]
+        given = [field for field in FIELDS.values() if getattr(self, field) is not None]
+        if given != [wanted]:
+            raise ValueError(
+                f"engine {self.engine.kind} is built from {wanted}: write {wanted}, and found {' and '.join(given) or 'neither'}"
+            )
+        return self
+
+    def environment(self) -> dict[str, str]:
+        return self.engine.environment()
+
+    def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
+        source = inputs[FIELDS[self.engine.takes]]
+        built = self.engine.build(source, job.out)
+        facts = {"engine": self.engine.model_dump(mode="json"), "size": source.facts["size"]} | built
+        facts |= {key: source.facts[key] for key in ("classes", "colours")}
+        if source.kind == "OnnxModel":
+            facts["onnx"] = {key: source.facts.get(key) for key in ("opset", "exporter", "batch", "parameters", "source")}
+        found = looked_at(self.engine.open(job.out, facts), source)
+        share = f"{found['agreement']:.3%} of the pixels of {found['images']} test pictures"
+        job.say(f"{describe(facts['ran'])}: same class as {found['against']} on {share}")
+        return Made(facts | {"probe": found})
+
+
+def looked_at(session, source: Artifact) -> dict[str, Any]:
+    """The new engine against what it was built from, on pictures that need no data. Real images are the business of validate."""
+    from stages.measure.parity import compare, probes
+    from stages.measure.predict import open_session
+
+    pictures = probes(tuple(source.facts["size"] or PROBE))
+    found = compare(session, open_session(source), pictures)
+    against = "onnxruntime f32 on the CPU" if source.kind == "OnnxModel" else "pytorch f32"
+    return {"images": found.images, "agreement": found.agreement, "against": against}
+
+
+def describe(ran: dict[str, Any]) -> str:
+    return f"{ran['runtime']} on {ran['provider']}, {ran['precision']}"

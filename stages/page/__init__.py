@@ -1,0 +1,13 @@
+"""The page of a run: one HTML file that says what the small network cost and gained, and the same facts as JSON."""
+
+from pipeline.artifact import Artifact
+
+
+def render(run: dict, artifacts: dict[str, Artifact]) -> tuple[str, dict]:
+    """The page's text and its facts. Writes nothing; what a half-finished run lacks is named on the page."""
+    from . import document, facts, pictures  # pillow is loaded only once somebody asks for a page
+
+    told = facts.collect(run, artifacts)
+    shown, uris = pictures.collect(artifacts, told)
+    told["pictures"] = shown
+    return document.html(told, uris), told

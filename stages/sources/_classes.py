@@ -1,0 +1,193 @@
+"""Which pixel values of a mask mean which class: the class table, its file, and its use on pixels."""
+
+import colorsys
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import BadData, BadRecipe
+from pipeline.parse import parse
+
+IGNORE = 255  # in every label, from the data stage on
+LARGEST = 256 * 1024  # bytes of a class file
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and colours by train id, and what lies in masks: raw value (or colour) -> train id or IGNORE."""
+
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    raw: tuple[tuple[int | Colour, int], ...]
+    painted: bool = False  # masks are RGB pictures
+    source: str = "the source"  # where a user adds a value, for messages
+
+    def facts(self) -> dict[str, Any]:
+        """The part of an artifact's facts from which `Mapping` decodes labels."""
+        if self.painted:
+            labels = {"colours": [[*colour, to] for colour, to in self.raw]}
+        else:
+            labels = {"ids": [[value, to] for value, to in self.raw]}
+        return {"classes": list(self.names), "colours": [list(c) for c in self.colours], "ignore": IGNORE, "labels": labels}
+
+
+def class_table(names, colours, raw, ignore, *, painted: bool = False, source: str = "the source") -> ClassTable:
+    """`raw` holds for each class the values (or colours) that mean it. Every fault of the table is told at once."""
+    faults = []
+    if not 2 <= len(names) <= 255:
+        faults.append(f"{len(names)} classes: there must be 2 to 255")
+    for name in names:
+        if not name.strip() or len(name) > 64 or not name.isprintable():
+            faults.append(f"class name {name[:70]!r}: use 1 to 64 printable characters")
+    faults += [f"class {name!r} is there {n} times: names must differ" for name, n in Counter(names).items() if n > 1]
+    if len(names) != len(raw) or len(names) != len(colours):
+        faults.append(f"{len(names)} names, {len(colours)} colours, {len(raw)} rows of mask values: one of each per class")
+    owner: dict[Any, str] = {}
+    pairs = [(value, i, names[i]) for i, values in enumerate(raw[: len(names)]) for value in values]
+    pairs += [(value, IGNORE, "ignore") for value in ignore]
+    for value, _, name in pairs:
+        if value in owner:
+            faults.append(f"mask value {value} belongs to {owner[value]!r} and to {name!r}: keep one")
+        owner[value] = name
+        if not painted and not 0 <= value <= 255:
+            faults.append(f"mask value {value} of {name!r}: masks have 8 bits, 0 to 255")
+    faults += [f"class {name!r} has no mask value: give it at least one" for name, values in zip(names, raw, strict=False) if not values]
+    if faults:
+        raise BadData(
+            "\n  ".join([f"the class table in {source} has {len(faults)} problem{'s' if len(faults) > 1 else ''}:", *faults[:18]])
+        )
+    return ClassTable(tuple(names), tuple(map(tuple, colours)), tuple((value, to) for value, to, _ in pairs), painted, source)
+
+
+class Mapping:
+    """Masks as files hold them -> labels uint8 (H, W) with IGNORE. Built from the `labels` of an artifact's facts."""
+
+    def __init__(self, labels: dict[str, list]):
+        self.painted = "colours" in labels
+        if self.painted:
+            rows = sorted((r << 16 | g << 8 | b, to) for r, g, b, to in labels["colours"])
+            self.codes = np.array([code for code, _ in rows], np.int32)
+            self.values = np.array([to for _, to in rows], np.uint8)
+        else:
+            self.lut = np.full(256, IGNORE, np.uint8)
+            self.known = np.zeros(256, bool)
+            for value, to in labels["ids"]:
+                self.lut[value], self.known[value] = to, True
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        """`raw` is uint8 (H, W) of ids, or uint8 (H, W, 3) of colours."""
+        if not self.painted:
+            return self.lut[raw]
+        place, hit = self.place(codes_of(raw))
+        return np.where(hit, self.values[place], np.uint8(IGNORE))
+
+    def strangers(self, raw: np.ndarray) -> list[tuple[str, int]]:
+        """Values that are neither a class nor ignored, with the number of their pixels, most frequent first."""
+        if self.painted:
+            codes = codes_of(raw)
+            values, counts = np.unique(codes[~self.place(codes)[1]], return_counts=True)
+            found = [(f"[{v >> 16}, {v >> 8 & 255}, {v & 255}]", int(n)) for v, n in zip(values.tolist(), counts, strict=True)]
+        else:
+            counts = np.bincount(raw.ravel(), minlength=256)
+            found = [(str(v), int(counts[v])) for v in np.nonzero((counts > 0) & ~self.known)[0]]
+        return sorted(found, key=lambda item: -item[1])
+
+    def place(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        return place, self.codes[place] == codes
+
+
+def codes_of(raw: np.ndarray) -> np.ndarray:
+    wide = raw.astype(np.int32)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def palette(n: int) -> list[Colour]:
+    """Colours that differ, for classes that came without: hues a golden section apart."""
+    return [
+        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.55 + 0.4 * (i % 2), 0.95 - 0.12 * (i % 4)))
+        for i in range(n)
+    ]
+
+
+class ClassRow(BaseModel):
+    """One class of a class file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(description="Name, up to 64 printable characters.")
+    colour: Colour | None = Field(None, strict=False, description="RGB colour in pictures, and in masks if `masks` is `colours`.")
+    id: Byte | list[Byte] | None = Field(None, description="Value or values in masks; left out: its position, from 0.")
+    painted: list[Annotated[Colour, Field(strict=False)]] | None = Field(None, description="RGB colours in masks; left out: `colour`.")
+
+
+class ClassFile(BaseModel):
+    """A class file as a person writes it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    classes: list[ClassRow] = Field(description="The classes in the order of their train ids.")
+    masks: Literal["ids", "colours"] = Field("ids", description="Whether masks hold ids or are painted in colours.")
+    ignore: list[Byte | Annotated[Colour, Field(strict=False)]] | None = Field(
+        None, description="Ids or colours that belong to no class; left out: 255 for ids, none for colours."
+    )
+
+
+def read_class_table(path: Path) -> ClassTable:
+    """The class table of a JSON or YAML file."""
+    content = read_table_file(path)
+    try:
+        file = ClassFile.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:18]]
+        raise BadData("\n  ".join([f"the class table {path} cannot be used:", *lines])) from None
+    painted = file.masks == "colours"
+    ignore = file.ignore if file.ignore is not None else [] if painted else [IGNORE]
+    wrong = [v for v in ignore if isinstance(v, tuple) != painted]
+    if wrong:
+        raise BadData(f"the class table {path}: ignore holds {wrong[0]}, but masks are {file.masks}: write {file.masks} there too")
+    spare = palette(len(file.classes))
+    colours = [row.colour or spare[i] for i, row in enumerate(file.classes)]
+    if painted:
+        missing = [row.name for row in file.classes if not row.colour and not row.painted]
+        if missing:
+            raise BadData(f"the class table {path}: masks are colours, but class {missing[0]!r} has none: add its colour")
+        raw = [[tuple(c) for c in row.painted or [row.colour]] for row in file.classes]
+    else:
+        ids = [i if row.id is None else row.id for i, row in enumerate(file.classes)]
+        raw = [v if isinstance(v, list) else [v] for v in ids]
+    return class_table([row.name for row in file.classes], colours, raw, ignore, painted=painted, source=str(path))
+
+
+def read_table_file(path: Path) -> Any:
+    """JSON or YAML by suffix, as plain data without duplicate keys, anchors and tags; BadData with the place of a fault."""
+    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+        raise BadData(f"the class table {path}: give a .json or .yaml file")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise BadData(f"the class table {path} has more than {LARGEST // 1024} KiB: give a table of classes")
+        text = path.read_bytes()
+        if path.suffix.lower() == ".json":
+            return json.loads(text.decode("utf-8-sig"), object_pairs_hook=once)
+        return parse(text, str(path))[0]
+    except OSError as error:
+        raise BadData(f"the class table {path} cannot be read ({error.strerror}): give a JSON or YAML file with the classes") from None
+    except BadRecipe as error:
+        raise BadData(f"the class table cannot be read:\n{error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadData(f"the class table {path} is not valid: {' '.join(str(error).split())[:300]}") from None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return content

@@ -1,0 +1,71 @@
+"""From settings to a published Checkpoint: what `train` and `distill` share, which is everything but the teacher."""
+
+import json
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData, BadRecipe
+from pipeline.stage import Job, Made
+from stages.chance import seed_of
+from stages.fit import Fit
+from stages.kd import Method
+from stages.kd._terms import Terms
+from stages.loop import fit
+from stages.models import Model, open_model
+from stages.samples import open_samples
+from stages.weights import Weights, save_checkpoint
+
+
+def teach(
+    data: Artifact,
+    model: Model,
+    settings: Fit,
+    init: Weights | None,
+    task: Method,
+    job: Job,
+    teacher: Artifact | None = None,
+    losses: Sequence[Method] = (),
+) -> Made:
+    classes, size = data.facts["classes"], data.facts["size"]
+    if misfits := settings.misfits(tuple(size) if size else None, model.multiple):
+        raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
+    if teacher:
+        require_same_classes(teacher, data)
+    train = open_samples(data, "train")
+    val = open_samples(data, "val") if data.facts["splits"].get("val") else None
+    student, model = start(model, len(classes), settings.seed, init, job)
+    master = open_model(teacher) if teacher else None
+    terms = Terms(task, losses, student.widths, master.widths if master else {}, len(classes), seed_of(settings.seed, "kd"))
+    done = fit(student, terms, train, val, settings, job, master, model.head_keys)
+    save_checkpoint(job.out, done.weights)
+    (job.out / "curves.json").write_text(json.dumps(done.curves), encoding="utf-8")
+    facts = {"model": model.model_dump(mode="json"), "classes": classes, "colours": data.facts["colours"], "size": size}
+    return Made(facts | {"steps": settings.steps, "val": done.val}, done.beside)
+
+
+def start(model: Model, classes: int, seed: int, init: Weights | None, job: Job) -> tuple[torch.nn.Module, Model]:
+    """The student before its first step. Its weights depend on the seed and `init` alone, so that runs with and without a teacher pair."""
+    path = init.locate() if init else None
+    model = model.completed(path) if path else model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "init"))
+        student = model.build(classes)
+    if path and (fresh := model.load(student, path, init=True)):
+        job.say(f"init: {len(fresh)} weights start fresh, for the given ones lack them or hold them for other classes: {', '.join(fresh)}")
+    return student, model
+
+
+def require_same_classes(teacher: Artifact, data: Artifact) -> None:
+    theirs, ours = teacher.facts["classes"], data.facts["classes"]
+    if theirs != ours:
+        raise BadData(
+            f"{teacher.name} knows {len(theirs)} classes and {data.name} has {len(ours)}: they must be the same, in the same order.\n"
+            f"  {teacher.name}: {_listed(theirs)}\n  {data.name}: {_listed(ours)}\n"
+            "Train or load the teacher on this data, or give the data the teacher's class table."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:25]) + (f", ... ({len(names) - 25} more)" if len(names) > 25 else "")

@@ -1,0 +1,47 @@
+"""Trains a model on labels alone: a teacher, or the baseline that shows what distilling was worth."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from pipeline.artifact import Artifact
+from pipeline.stage import Dataset, Job, Made, Stage
+from stages.fit import Fit
+from stages.kd import TABLE as KD
+from stages.kd.ce import Ce
+from stages.models import TABLE as MODELS
+from stages.weights import Weights
+
+
+class Train(Stage):
+    kind: Literal["train"]
+    data: Dataset
+    model: MODELS.field() = Field(description="The architecture that is trained.")
+    task: KD.field(role="task") = Field(Ce(kind="ce"), description="The loss on the labels.")
+    fit: Fit = Field(Fit(), description="How it is trained.")
+    init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
+
+    makes: ClassVar[str] = "Checkpoint"
+    version: ClassVar[int] = 1
+
+    def outside(self) -> dict[str, str]:
+        return {"init": self.init.digest()} if self.init else {}
+
+    def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
+        return misfits(self, earlier)
+
+    def rehearsed(self) -> Self:
+        return self.model_copy(update={"fit": self.fit.rehearsed()})
+
+    def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
+        from stages.teach import teach
+
+        return teach(inputs["data"], self.model, self.fit, self.init, self.task, job)
+
+
+def misfits(stage, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
+    """What does not fit between `fit`, the model and the size of the data, as far as settings tell (a native size is known later)."""
+    size = getattr(earlier.get(stage.data), "size", None)
+    if stage.fit.crop is None and not isinstance(size, tuple):
+        return []
+    return [(("fit", *path), text) for path, text in stage.fit.misfits(size, stage.model.multiple)]

@@ -1,0 +1,157 @@
+import json
+import os
+
+import pytest
+
+from pipeline import fsops
+from pipeline.errors import BadStore
+from pipeline.store import Damaged, Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store").prepare()
+
+
+def put(store, key="k" * 64, files=None, facts=None, beside=None):
+    with store.workplace(key) as folder:
+        for name, data in (files or {"a.bin": b"one", "b.bin": b"two"}).items():
+            (folder / name).write_bytes(data)
+        return store.publish(key, {"image": 1}, folder, "Dataset", facts or {"n": 1}, beside or {"at": "now"})
+
+
+def test_what_was_published_is_found_again_with_its_facts_and_what_lies_beside(store):
+    id = put(store)
+    found = Store(store.root).find("k" * 64, "data")
+    assert (found.id, found.name, found.kind, found.facts, found.beside) == (id, "data", "Dataset", {"n": 1}, {"at": "now"})
+    assert found.file("b.bin").read_bytes() == b"two"
+    assert store.pre_image("k" * 64) == {"image": 1}
+
+
+def test_the_id_depends_on_content_and_facts_alone(store):
+    assert put(store, "a" * 64, beside={"at": "noon"}) == put(store, "b" * 64, beside={"at": "midnight"})
+    assert put(store, "c" * 64, facts={"n": 2}) != put(store, "a" * 64)
+
+
+def test_published_files_are_read_only(store):
+    folder = store.folder(put(store))
+    assert {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()} == {"0o444"} and oct(folder.stat().st_mode & 0o777) == "0o555"
+
+
+def test_nothing_half_written_is_visible(store):
+    with pytest.raises(RuntimeError), store.workplace("k" * 64) as folder:
+        (folder / "a.bin").write_bytes(b"half")
+        raise RuntimeError
+    assert store.find("k" * 64) is None and not list((store.root / "tmp").iterdir())
+
+
+def damage(store, id, how):
+    folder = store.folder(id)
+    os.chmod(folder, 0o755)
+    file = folder / "a.bin"
+    os.chmod(file, 0o644)
+    if how == "flip":
+        file.write_bytes(b"onf")
+    elif how == "truncate":
+        file.write_bytes(b"")
+    elif how == "delete":
+        file.unlink()
+    elif how == "add":
+        (folder / "c.bin").write_bytes(b"")
+    elif how == "swap":
+        data = (folder / "b.bin").read_bytes()
+        os.chmod(folder / "b.bin", 0o644)
+        (folder / "b.bin").write_bytes(file.read_bytes())
+        file.write_bytes(data)
+    elif how == "link":
+        file.unlink()
+        file.symlink_to(folder / "b.bin")
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete", "add", "swap", "link"])
+def test_every_damage_is_seen_and_put_into_quarantine(store, how):
+    id = put(store)
+    damage(store, id, how)
+    fresh = Store(store.root)
+    with pytest.raises(Damaged) as caught:
+        fresh.verify(id)
+    place = fresh.quarantine(caught.value)
+    assert place.exists() and fresh.find("k" * 64) is None
+    assert put(fresh) == id
+    Store(store.root).verify(id)
+
+
+def test_each_byte_of_the_manifest_counts(store):
+    id = put(store)
+    file = store.folder(id) / "MANIFEST.json"
+    good = file.read_bytes()
+    os.chmod(file, 0o644)
+    for at in range(len(good)):
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        assert store.find("k" * 64) is None
+    file.write_bytes(good)
+    assert store.find("k" * 64).id == id
+
+
+def test_publishing_over_a_damaged_copy_repairs_it(store):
+    id = put(store)
+    damage(store, id, "flip")
+    fresh = Store(store.root)
+    assert put(fresh, "b" * 64) == id
+    Store(store.root).verify(id)
+    assert len(list((store.root / "quarantine").glob(f"{id}.1"))) == 1
+
+
+@pytest.mark.parametrize("name", ["with space", "a" * 129, "ü"])
+def test_a_file_name_that_could_surprise_is_not_published(store, name):
+    with pytest.raises(BadStore, match="plain files"):
+        put(store, files={name: b""})
+    assert store.find("k" * 64) is None
+
+
+def test_a_folder_of_something_else_is_not_taken_for_a_store(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BadStore, match="not a store"):
+        Store(tmp_path).prepare()
+
+
+def test_a_store_of_a_newer_version_is_refused(store):
+    (store.root / "store.json").write_text(json.dumps({"schema": 2}))
+    with pytest.raises(BadStore, match="schema 2"):
+        Store(store.root).prepare()
+
+
+def test_an_artifact_is_named_by_the_start_of_its_id(store):
+    id = put(store)
+    assert store.complete(id[:6]) == id
+    with pytest.raises(BadStore, match="names 0"):
+        store.complete("ffff")
+    with pytest.raises(BadStore):
+        store.complete("../..")
+
+
+def test_runs_are_numbered_per_recipe(store):
+    assert [store.new_run(n) for n in ("a", "a", "a-1", "a")] == ["a-1", "a-2", "a-1-1", "a-3"]
+    assert store.runs("a") == ["a-1", "a-2", "a-3"] and store.runs("a-1") == ["a-1-1"]
+
+
+def test_a_torn_or_damaged_line_of_a_journal_is_ignored(store):
+    journal = store.journal(store.new_run("a"))
+    for event in ("begin", "stage", "end"):
+        journal.write(event, n=1)
+    data = journal.path.read_bytes()
+    journal.path.write_bytes(data[:-9])
+    assert [e["event"] for e in journal.read()] == ["begin", "stage"]
+    journal.write("end", n=2)
+    assert [e["event"] for e in journal.read()] == ["begin", "stage", "end"]
+    journal.path.write_bytes(data.replace(b'"stage"', b'"staga"'))
+    assert [e["event"] for e in journal.read()] == ["begin", "end"]
+
+
+def test_replace_leaves_the_old_bytes_when_writing_fails(tmp_path, monkeypatch):
+    file = tmp_path / "ref.json"
+    fsops.replace(file, b"old")
+    monkeypatch.setattr(fsops.os, "rename", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        fsops.replace(file, b"new")
+    assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["ref.json"]

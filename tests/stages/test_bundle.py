@@ -1,0 +1,195 @@
+"""What leaves the house runs without it: with its own files, numpy, pillow and the runtime, and it notices when a file was changed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import Stillhouse
+from stages.bundle import FILES, Bundle
+from stages.bundle_files import run as runner
+from stages.engines import TABLE
+from stages.gate import Gate
+from stages.measure.predict import fitted, open_session
+from stages.optimize import Optimize
+from stages.validate import Validate
+from tests.stages import small_line
+
+KINDS = [file.stem.removeprefix("runtime_") for file in sorted(FILES.glob("runtime_*.py"))]
+STAGE = Bundle(kind="bundle", data="data", onnx="onnx", engine="engine", measured="measured", verdict="gate")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def packed(request, tmp_path_factory):
+    kind = request.param
+    if importlib.util.find_spec(TABLE.row(kind).package) is None:
+        pytest.skip(f"{kind} is not installed")
+    folder = tmp_path_factory.mktemp(kind)
+    dataset = small_line.data(folder)
+    student = small_line.checkpoint(folder, dataset)
+    onnx = small_line.exported(folder, dataset, student)
+    engine = small_line.engine(folder, onnx, kind=kind, threads=1)
+    inputs = {"data": dataset, "reference": student, "candidates": [engine], "latency_of": []}
+    names = {"data": "data", "reference": "student", "candidates": ["engine"]}
+    measured = small_line.made(Validate.model_validate({"kind": "validate", "pictures": 0} | names), "measured", inputs, folder)
+    # one rule fails for onnxruntime and holds for openvino, so that both kinds of bundle are looked at
+    rule = {"metric": "miou", "of": "engine", "at_least": 101 if kind == "onnxruntime" else 0}
+    verdict = small_line.made(
+        Gate.model_validate({"kind": "gate", "measured": "measured", "rules": [rule]}), "gate", {"measured": measured}, folder
+    )
+    inputs = {"data": dataset, "onnx": onnx, "engine": engine, "measured": measured, "verdict": verdict}
+    return inputs, small_line.made(STAGE, "bundle", inputs, folder)
+
+
+def copied(bundle, folder):
+    for file in bundle.folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def run(folder, *arguments):
+    """As on another machine: in the folder's own place, without this repository on the path."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    command = [sys.executable, "-B", str(folder / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment)
+
+
+def test_the_folder_is_flat_whole_and_has_no_word_of_this_machine(packed):
+    inputs, bundle = packed
+    names = {file.name for file in bundle.folder.iterdir()}
+    expected = {
+        "run.py",
+        "runtime.py",
+        "model.onnx",
+        "classes.json",
+        "preprocessing.json",
+        "requirements.txt",
+        "sample.png",
+        "expected.png",
+    }
+    assert names >= expected | {"README.txt", "bundle.json", "verdict.json"} and any(name.startswith("engine.") for name in names)
+    assert all(file.is_file() for file in bundle.folder.iterdir())
+    assert bundle.json("bundle.json")["files"].keys() == names - {"bundle.json"}
+    for file in bundle.folder.iterdir():
+        assert str(inputs["data"].folder.parent).encode() not in file.read_bytes()
+    pinned = bundle.file("requirements.txt").read_text().splitlines()
+    assert len(pinned) == 3 and all("==" in line for line in pinned)
+
+
+def test_the_verdict_goes_with_the_bundle(packed):
+    inputs, bundle = packed
+    passed = inputs["verdict"].facts["passed"]
+    assert bundle.facts["passed"] is passed and bundle.json("bundle.json")["passed"] is passed
+    readme = bundle.file("README.txt").read_text()
+    assert ("FAILED - do not ship this" in readme) is not passed
+    assert inputs["verdict"].json("verdict.json")["rules"][0]["text"] in readme
+    miou = inputs["measured"].json("measurement.json")["models"]["engine"]["miou"]
+    assert f"{miou:.2f} points" in readme
+
+
+def test_its_check_passes_and_says_when_the_gate_did_not(packed, tmp_path):
+    inputs, bundle = packed
+    done = run(copied(bundle, tmp_path), "--check")
+    assert done.returncode == 0, done.stderr
+    assert "whole" in done.stdout and "100.0000%" in done.stdout
+    assert ("broke a rule" in done.stdout) is not inputs["verdict"].facts["passed"]
+
+
+def test_a_picture_of_another_size_becomes_a_mask_of_its_own_size(packed, tmp_path):
+    inputs, bundle = packed
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    copied(bundle, folder)
+    image = np.random.default_rng(0).integers(0, 256, (100, 75, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "holiday.png")
+    done = run(folder, tmp_path / "holiday.png")
+    assert done.returncode == 0, done.stderr
+    mask = Image.open(tmp_path / "holiday_mask.png")
+    assert mask.size == (75, 100) and mask.mode == "P"
+    classes = open_session(inputs["engine"])(fitted(image, small_line.SIZE)[None].copy())[0]
+    expected = np.asarray(Image.fromarray(classes).resize((75, 100), Image.Resampling.NEAREST))
+    assert (np.asarray(mask) == expected).all()
+    colours = np.array(inputs["data"].facts["colours"], np.uint8)
+    assert (np.asarray(mask.convert("RGB")) == colours[expected]).all()
+    shares = dict(reversed(line.split()) for line in done.stdout.splitlines()[1:])
+    for number, name in enumerate(inputs["data"].facts["classes"]):
+        share = float((expected == number).mean())
+        assert (name in shares) is (share > 0)
+        if share:
+            assert shares[name] == f"{share:.2%}"
+    assert run(folder, tmp_path / "holiday.png", "-o", tmp_path / "there.png").returncode == 0 and (tmp_path / "there.png").is_file()
+
+
+@pytest.mark.parametrize("victim", ["engine", "classes.json", "run.py", "missing"])
+def test_a_changed_or_missing_file_is_seen_by_its_check(packed, tmp_path, victim):
+    folder = copied(packed[1], tmp_path)
+    file = sorted(folder.glob("engine.*"))[0] if victim in ("engine", "missing") else folder / victim
+    if victim == "missing":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[-1 if victim != "run.py" else content.index(b"PNG")] ^= 1
+        file.write_bytes(content)
+    done = run(folder, "--check")
+    assert done.returncode == 1 and file.name in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_engine_that_computes_something_else_is_seen_by_its_check(packed, tmp_path):
+    """All digests agree, but the sample does not: another machine, another runtime."""
+    folder = copied(packed[1], tmp_path)
+    expected = Image.open(folder / "expected.png")
+    turned = Image.fromarray(np.roll(np.asarray(expected), 7, axis=1))
+    turned.putpalette(expected.getpalette())
+    turned.save(folder / "expected.png")
+    bundle = json.loads((folder / "bundle.json").read_text())
+    del bundle["files"]["expected.png"]
+    (folder / "bundle.json").write_text(json.dumps(bundle))
+    done = run(folder, "--check")
+    assert done.returncode == 1 and "not usable here" in done.stderr
+
+
+def test_bad_pictures_get_one_line(packed, tmp_path):
+    folder = copied(packed[1], tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    for given in ("text.png", "absent.png"):
+        done = run(folder, tmp_path / given)
+        assert done.returncode == 1 and "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
+    assert run(folder).returncode == 2
+
+
+def test_a_bundle_that_fails_on_its_own_sample_is_not_published(packed, tmp_path, monkeypatch):
+    import stages.validate
+
+    inputs, _ = packed
+    real = stages.validate.write_map
+    monkeypatch.setattr(stages.validate, "write_map", lambda found, colours, file: real(np.roll(found, 9, axis=1), colours, file))
+    with pytest.raises(Stillhouse, match="fails on its own sample"):
+        small_line.made(STAGE, "bundle", inputs, tmp_path)
+
+
+def test_an_engine_that_needs_this_package_is_refused_when_the_recipe_is_checked():
+    engine = Optimize.model_validate({"kind": "optimize", "checkpoint": "student", "engine": {"kind": "pytorch"}})
+    assert STAGE.problems({"engine": engine}) == [
+        (("engine",), "an engine of kind pytorch runs only with this package; bundle one of kind onnxruntime or openvino")
+    ]
+    engine = Optimize.model_validate({"kind": "optimize", "onnx": "onnx", "engine": {"kind": "onnxruntime"}})
+    assert STAGE.problems({"engine": engine}) == []
+
+
+def test_the_runner_resizes_as_the_data_stage_does(tmp_path, monkeypatch):
+    image = np.random.default_rng(1).integers(0, 256, (50, 71, 3), dtype=np.uint8)
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"input": {"size": [32, 40]}}))
+    monkeypatch.setattr(runner, "HERE", tmp_path)
+    given = []
+
+    def engine(images):
+        given.append(images)
+        return np.zeros((1, 32, 40), np.uint8)
+
+    assert runner.predicted(Image.fromarray(image), engine).shape == (50, 71)
+    assert (given[0][0] == fitted(image, (32, 40))).all()

@@ -1,0 +1,134 @@
+"""Rules against a truth table, and what was not measured is a failed rule."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from stages.gate import METRICS, Gate, Rule, judge
+from stages.validate import Validate
+from tests.stages import small_line
+
+
+def times(p50):
+    return {p: p50 * k for p, k in (("p50", 1), ("p90", 2), ("p99", 3))}
+
+
+MEASUREMENT = {
+    "classes": ["road", "pole", "unseen"],
+    "models": {
+        "student": {"miou": 40.0, "iou": [70.0, 10.0, None], "agreement": 1.0, "size_mb": 8.0, "latency": None},
+        "onnx": {
+            "miou": 40.0,
+            "iou": [70.0, 10.0, None],
+            "agreement": 0.99995,
+            "size_mb": 8.5,
+            "latency": {"image_ms": times(10.0), "engine_ms": times(8.0)},
+        },
+        "engine": {
+            "miou": 39.9,
+            "iou": [70.5, 8.0, None],
+            "agreement": 0.995,
+            "size_mb": 2.0,
+            "latency": {"image_ms": times(5.0), "engine_ms": times(4.0)},
+        },
+        "empty": {"miou": float("nan"), "iou": [0.0, 0.0, None], "agreement": 0.5, "size_mb": 0.0, "latency": None},
+    },
+}
+
+TRUTH = [  # rule, holds?, value
+    ({"metric": "miou", "of": "engine", "at_least": 39.9}, True, 39.9),
+    ({"metric": "miou", "of": "engine", "at_least": 40}, False, 39.9),
+    ({"metric": "miou", "of": "engine", "against": "student", "at_least": -0.2}, True, -0.1),
+    ({"metric": "miou", "of": "engine", "against": "student", "at_least": -0.05}, False, -0.1),
+    ({"metric": "miou", "of": "student", "against": "engine", "at_most": 0.2}, True, 0.1),
+    ({"metric": "miou", "of": "student", "against": "engine", "at_most": 0.05}, False, 0.1),
+    ({"metric": "agreement", "of": "onnx", "at_least": 0.9999}, True, 0.99995),
+    ({"metric": "agreement", "of": "engine", "at_least": 0.9999}, False, 0.995),
+    ({"metric": "iou.pole", "of": "engine", "against": "student", "at_least": -3}, True, -2.0),
+    ({"metric": "iou.pole", "of": "engine", "against": "student", "at_least": -1}, False, -2.0),
+    ({"metric": "iou.road", "of": "engine", "at_least": 60, "at_most": 71}, True, 70.5),
+    ({"metric": "iou.road", "of": "engine", "at_least": 60, "at_most": 70}, False, 70.5),
+    ({"metric": "p50_ms", "of": "engine", "at_most": 5}, True, 5.0),
+    ({"metric": "p90_ms", "of": "engine", "at_most": 9}, False, 10.0),
+    ({"metric": "p99_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.5}, True, 0.5),
+    ({"metric": "engine_p50_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.4}, False, 0.5),
+    ({"metric": "engine_p99_ms", "of": "onnx", "at_most": 24}, True, 24.0),
+    ({"metric": "size_mb", "of": "student", "against": "engine", "at_least_ratio": 4}, True, 4.0),
+    ({"metric": "size_mb", "of": "student", "against": "engine", "at_least_ratio": 4.1}, False, 4.0),
+    ({"metric": "miou", "of": "engine", "against": "student", "at_least": -0.2, "at_least_ratio": 0.999}, False, -0.1),
+    # not measured
+    ({"metric": "iou.unseen", "of": "engine", "at_least": 0}, False, None),
+    ({"metric": "iou.nothing", "of": "engine", "at_least": 0}, False, None),
+    ({"metric": "p50_ms", "of": "student", "at_most": 1000}, False, None),
+    ({"metric": "p50_ms", "of": "engine", "against": "student", "at_most_ratio": 1000}, False, None),
+    ({"metric": "miou", "of": "somebody", "at_least": 0}, False, None),
+    ({"metric": "miou", "of": "empty", "at_most": 1000}, False, None),
+    ({"metric": "size_mb", "of": "engine", "against": "empty", "at_most_ratio": 1000}, False, None),
+]
+
+
+@pytest.mark.parametrize("rule, passed, value", TRUTH)
+def test_a_rule_holds_exactly_when_its_numbers_do(rule, passed, value):
+    found = judge(Rule.model_validate(rule), MEASUREMENT)
+    assert found["passed"] is passed
+    assert found["value"] == (None if value is None else pytest.approx(value))
+    assert (found["metric"], found["of"], found["against"]) == (rule["metric"], rule["of"], rule.get("against"))
+
+
+def test_a_verdict_tells_the_numbers_in_one_sentence():
+    found = judge(Rule(metric="miou", of="engine", against="student", at_least=-0.05), MEASUREMENT)
+    assert found["text"] == "miou of engine is 39.90 points, of student 40.00 points, difference -0.1 points; at least -0.05 was asked"
+    assert found["limit"] == "at_least -0.05" and (found["value_of"], found["value_against"]) == (39.9, 40.0)
+    found = judge(Rule(metric="p50_ms", of="engine", against="onnx", at_most_ratio=1.05), MEASUREMENT)
+    assert found["text"] == "p50_ms of engine is 5 ms, of onnx 10 ms, ratio 0.5; a ratio of at most 1.05 was asked"
+    found = judge(Rule(metric="p50_ms", of="student", at_most=3), MEASUREMENT)
+    assert found["text"] == "p50_ms of student was not measured; at most 3 was asked"
+
+
+@pytest.mark.parametrize("limit, passed", [(-0.2, True), (-0.05, False)])
+def test_the_verdict_is_written_and_never_raises(tmp_path, limit, passed):
+    (tmp_path / "measurement.json").write_text(json.dumps(MEASUREMENT))
+    measured = small_line.Artifact("measured", "Measurement", "x", tmp_path, {})
+    rules = [
+        {"metric": "miou", "of": "engine", "against": "student", "at_least": limit},
+        {"metric": "size_mb", "of": "engine", "at_most": 3},
+    ]
+    gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules})
+    verdict = small_line.made(gate, "gate", {"measured": measured}, tmp_path)
+    assert verdict.facts == {"passed": passed}
+    written = verdict.json("verdict.json")
+    assert written["passed"] is passed and [rule["passed"] for rule in written["rules"]] == [passed, True]
+
+
+def test_a_rule_needs_a_limit_and_a_ratio_needs_two_models():
+    with pytest.raises(ValidationError, match="one of at_least, at_most"):
+        Rule(metric="miou", of="engine")
+    with pytest.raises(ValidationError, match="name the other one in against"):
+        Rule(metric="miou", of="engine", at_most_ratio=1.0)
+    for nonsense in (float("nan"), float("inf"), "0.2", True):
+        with pytest.raises(ValidationError):
+            Rule(metric="miou", of="engine", at_least=nonsense)
+
+
+def test_what_a_recipe_gets_wrong_is_found_before_anything_runs():
+    measured = Validate(kind="validate", data="data", reference="student", candidates=["onnx", "engine"], latency_of=["engine"])
+    rules = [
+        {"metric": "miou", "of": "engine", "against": "student", "at_least": -0.2},
+        {"metric": "p50ms", "of": "engine", "at_most": 3},
+        {"metric": "miou", "of": "engin", "at_least": 3},
+        {"metric": "p50_ms", "of": "engine", "against": "onnx", "at_most_ratio": 1.0},
+        {"metric": "iou.", "of": "engine", "at_least": 1},
+        {"metric": "iou.pole", "of": "engine", "against": "teacher", "at_least": 1},
+    ]
+    gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules})
+    found = dict(gate.problems({"measured": measured}))
+    assert list(found) == [
+        ("rules", 1, "metric"),
+        ("rules", 2, "of"),
+        ("rules", 3, "against"),
+        ("rules", 4, "metric"),
+        ("rules", 5, "against"),
+    ]
+    assert "did you mean p50_ms?" in found["rules", 1, "metric"] and all(metric in found["rules", 4, "metric"] for metric in METRICS)
+    assert "student, onnx, engine" in found["rules", 2, "of"] and "latency_of" in found["rules", 3, "against"]

@@ -1,0 +1,155 @@
+"""What validate writes down equals what an independent count finds, for every kind of model, on the same images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import BadData, Stopped
+from stages.measure.predict import open_session
+from stages.samples import open_samples
+from stages.validate import Validate, chosen
+from tests.stages import small_line
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("line")
+    dataset = small_line.data(folder, val=5)
+    student, teacher = small_line.checkpoint(folder, dataset), small_line.checkpoint(folder, dataset, "teacher", seed=1)
+    onnx = small_line.exported(folder, dataset, student)
+    engine = small_line.engine(folder, onnx, kind="onnxruntime", threads=1)
+    inputs = {"data": dataset, "reference": student, "candidates": [teacher, onnx, engine], "latency_of": [engine]}
+    settings = {"pictures": 4, "latency": {"runs": 4, "warmup_ms": 0, "threads": 1}}
+    measured = small_line.made(stage(**settings), "measured", inputs, folder)
+    return inputs, measured
+
+
+def stage(**settings):
+    names = {"data": "data", "reference": "student", "candidates": ["teacher", "onnx", "engine"], "latency_of": ["engine"]}
+    return Validate.model_validate({"kind": "validate"} | names | settings)
+
+
+def by_hand(prediction, label, classes):
+    table = np.zeros((classes, 3), int)
+    for c in range(classes):
+        valid = label != 255
+        table[c] = [
+            ((prediction == c) & (label == c) & valid).sum(),
+            ((prediction == c) & (label != c) & valid).sum(),
+            ((prediction != c) & (label == c) & valid).sum(),
+        ]
+    return table
+
+
+def test_counts_miou_and_agreement_equal_an_independent_count(line):
+    inputs, measured = line
+    found = measured.json("measurement.json")
+    samples = open_samples(inputs["data"], "val")
+    reference = [open_session(inputs["reference"])(samples[i][0][None])[0] for i in range(5)]
+    for artifact in (inputs["reference"], *inputs["candidates"]):
+        session, entry = open_session(artifact), found["models"][artifact.name]
+        maps = [session(samples[i][0][None])[0] for i in range(5)]
+        tables = np.stack([by_hand(maps[i], samples[i][1], len(samples.classes)) for i in range(5)])
+        kept = np.load(measured.file(f"counts_{artifact.name}.npy"))
+        assert kept.dtype == np.int64 and (kept == tables).all()
+        union = tables.sum(0).sum(1)
+        iou = [100 * t / u if u else None for t, u in zip(tables.sum(0)[:, 0], union, strict=True)]
+        assert entry["iou"] == [pytest.approx(v) if v is not None else None for v in iou]
+        assert entry["miou"] == pytest.approx(np.mean([v for v in iou if v is not None]))
+        assert entry["agreement"] == pytest.approx(np.mean([(m == r).mean() for m, r in zip(maps, reference, strict=True)]))
+        assert entry["artifact"] == artifact.kind and entry["ran"] == session.ran
+        assert entry["parameters"] == found["models"]["student"]["parameters"] > 1000
+    assert found["models"]["student"]["agreement"] == 1 and found["models"]["teacher"]["agreement"] < 0.9
+    assert found["models"]["engine"]["agreement"] >= 0.9999
+
+
+def test_the_measurement_holds_what_its_readers_look_for(line):
+    inputs, measured = line
+    found = measured.json("measurement.json")
+    assert (found["split"], found["images"], found["reference"]) == ("val", 5, "student")
+    assert list(found["models"]) == ["student", "teacher", "onnx", "engine"]
+    assert [model["role"] for model in found["models"].values()] == ["reference", "candidate", "candidate", "candidate"]
+    assert found["classes"] == inputs["data"].facts["classes"] and found["machine"]["cores"] >= 1
+    sizes = {"student": "weights.safetensors", "onnx": "model.onnx", "engine": "engine.onnx"}
+    for artifact in (inputs["reference"], *inputs["candidates"][1:]):
+        assert found["models"][artifact.name]["size_mb"] == artifact.file(sizes[artifact.name]).stat().st_size / 1e6
+    latency = found["models"]["engine"]["latency"]
+    assert latency["threads"] == 1 and len(latency["samples_image_ms"]) == len(latency["samples_engine_ms"]) == 4
+    assert 0 < latency["engine_ms"]["p50"] <= latency["engine_ms"]["p90"] <= latency["engine_ms"]["p99"]
+    assert found["models"]["onnx"]["latency"] is None
+    assert measured.facts["miou"]["engine"] == pytest.approx(found["models"]["engine"]["miou"], abs=1e-3)
+
+
+def test_pictures_show_colours_and_hold_class_numbers(line):
+    inputs, measured = line
+    found, samples = measured.json("measurement.json"), open_samples(inputs["data"], "val")
+    assert len(found["pictures"]) == 4 and len({p["index"] for p in found["pictures"]}) == 4
+    for k, picture in enumerate(found["pictures"]):
+        image, label = samples[picture["index"]]
+        assert picture["name"] == samples.name(picture["index"])
+        assert (np.asarray(Image.open(measured.file(f"image_{k}.png"))) == image).all()
+        kept = Image.open(measured.file(f"label_{k}.png"))
+        assert kept.mode == "P" and (np.asarray(kept) == label).all()
+        colours = np.array([*samples.colours, *[[0, 0, 0]] * (256 - len(samples.colours))], np.uint8)
+        assert (np.asarray(kept.convert("RGB")) == colours[label]).all()
+        for artifact in (inputs["reference"], *inputs["candidates"]):
+            expected = open_session(artifact)(image[None])[0]
+            assert (np.asarray(Image.open(measured.file(f"map_{artifact.name}_{k}.png"))) == expected).all()
+
+
+def test_half_of_the_pictures_are_spread_evenly_and_half_are_where_models_differ_most():
+    equal = np.array([[100 - i % 7, 100] for i in range(100)])
+    found = chosen(equal, 6)
+    assert found[:3] == [16, 50, 83] and found[3:] == [6, 13, 20]
+    assert sorted(chosen(equal[:3], 6)) == [0, 1, 2] and chosen(equal, 0) == [] and len(chosen(equal[:1], 5)) == 1
+    assert chosen(equal, 1) == [50]
+
+
+def test_models_of_other_classes_or_sizes_are_not_compared(line, tmp_path):
+    inputs, _ = line
+    engine = inputs["candidates"][2]
+    other = small_line.Artifact("engine", "Engine", "x", engine.folder, engine.facts | {"size": [32, 32]})
+    with pytest.raises(BadData, match="export again"):
+        small_line.made(stage(), "measured", inputs | {"candidates": [other]}, tmp_path / "a")
+    other = small_line.Artifact("engine", "Engine", "x", engine.folder, engine.facts | {"classes": engine.facts["classes"][::-1]})
+    with pytest.raises(BadData, match="different classes"):
+        small_line.made(stage(), "measured", inputs | {"candidates": [other]}, tmp_path / "b")
+
+
+def test_an_unknown_split_is_named_and_a_stop_is_heard(line, tmp_path):
+    inputs, _ = line
+    with pytest.raises(BadData, match="train, val"):
+        small_line.made(stage(split="exam"), "measured", inputs, tmp_path / "a")
+    job = small_line.Job(tmp_path / "b")
+    job.stop = 15
+    with pytest.raises(Stopped) as caught:
+        stage().run(inputs, job)
+    assert caught.value.code == 143
+
+
+def test_one_model_alone_is_measured_without_candidates_or_time(line, tmp_path):
+    inputs, measured = line
+    alone = small_line.made(stage(candidates=[], latency_of=[]), "m", inputs | {"candidates": [], "latency_of": []}, tmp_path)
+    found = alone.json("measurement.json")
+    assert list(found["models"]) == ["student"] and found["models"]["student"]["latency"] is None
+    assert found["models"]["student"]["miou"] == measured.json("measurement.json")["models"]["student"]["miou"]
+    assert len(found["pictures"]) == 5 and alone.file("map_student_4.png").is_file()
+
+
+def test_names_that_are_not_measured_or_are_twice_are_problems():
+    assert stage().problems({}) == []
+    found = stage(candidates=["onnx", "onnx", "student"], latency_of=["onnx", "engine", "onnx"]).problems({})
+    assert [path for path, _ in found] == [("candidates", 1), ("candidates", 2), ("latency_of", 1), ("latency_of", 2)]
+
+
+def test_the_machine_is_part_of_the_key_only_when_time_is_measured():
+    assert stage(latency_of=[]).environment() == {}
+    assert {"cpu", "cores", "gpu", "runtimes"} == stage().environment().keys()
+
+
+def test_a_rehearsal_measures_little():
+    brief = stage().rehearsed()
+    assert (brief.latency.runs, brief.latency.warmup_ms, brief.pictures) == (3, 0, 2)
+    assert json.loads(brief.model_dump_json())["candidates"] == ["teacher", "onnx", "engine"]

@@ -16,9 +16,9 @@ demo: $(VENV)/.installed  ## train a teacher, distil it, build engines, measure,
 
 test: $(VENV)/.installed  ## the tests a pull request must pass
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 -m "not full"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
 
-test-full: $(VENV)/.installed  ## and those that need system tools (chromium) or minutes: nothing is skipped silently
+test-full: $(VENV)/.installed test-optimum  ## and what needs chromium or an environment of its own; a skip for a missing tool is a failure
 	OMP_NUM_THREADS=1 STILLHOUSE_FULL=1 $(RUN) -m pytest -q
 
 test-optimum:  ## export of transformers models through optimum-onnx, which needs an older transformers in its own venv

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.stage import Aside
+
 Pair = Field(strict=False)  # YAML gives lists where a tuple is meant
 
 
@@ -52,7 +54,7 @@ class Fit(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the networks; losses and weights stay fp32.")
     channels_last: bool = Field(False, description="Memory layout NHWC for convolutions: faster for CNNs, mostly on GPUs.")
     compile: bool = Field(False, description="Compile the student with torch.compile: slower start, faster steps.")
-    workers: int | None = Field(
+    workers: Annotated[int | None, Aside()] = Field(
         None,
         ge=0,
         le=64,
@@ -65,7 +67,7 @@ class Fit(BaseModel):
         300.0, gt=0, description="Seconds between two savings of the training state, from which a stopped run resumes."
     )
     augment: Augment = Field(Augment(), description="How training images are varied.")
-    track: Literal["none", "tensorboard"] = Field(
+    track: Annotated[Literal["none", "tensorboard"], Aside()] = Field(
         "none", description="Also write the curves for TensorBoard, under ./tracking (needs the extra `track`)."
     )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadRecipe, BadStore, Diverged, Missing, Stopped
+from pipeline.keys import settings as settings_of
 from pipeline.stage import Job
 from stages import state as states
 from stages.batches import crops, names_at
@@ -25,6 +26,7 @@ from stages.clock import Clock
 from stages.fit import Fit
 from stages.kd._step import Step
 from stages.machine import cores
+from stages.memory import keep_freed_memory
 from stages.pupil import ADVICE, Pupil
 from stages.watch import watched
 
@@ -66,6 +68,8 @@ class Loop:
         self.world, self.scaler = self.accelerator.num_processes, self.accelerator.scaler
         device = self.accelerator.device
         self.device = torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" would be another device to torch
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if settings.batch % (settings.accumulate * self.world):
             raise BadRecipe(f"fit.batch {settings.batch} must be a multiple of accumulate {settings.accumulate} x {self.world} processes")
         if self.world > 1 and self.device.type == "cuda":
@@ -241,7 +245,7 @@ class Loop:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a saved state to go on."""
-        return self.settings.model_dump(mode="json") | {"processes": self.world}
+        return settings_of(self.settings) | {"processes": self.world}
 
     def _prepare(self) -> None:
         """What accelerate wraps for devices, precision and processes; `pupil` keeps the bare modules, which share their weights."""

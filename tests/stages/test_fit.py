@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -24,6 +26,7 @@ from stages.fit import Augment, Fit
 from stages.kd import TABLE
 from stages.kd._terms import Terms
 from stages.loop import fit
+from stages.memory import keep_freed_memory
 
 CLASSES = 3
 
@@ -506,6 +509,17 @@ def test_a_bad_file_is_named_without_a_traceback_whoever_finds_it(tmp_path, work
     with pytest.raises(BadData) as raised:
         fit(Net(), terms_of(), Broken(), None, settings(workers=workers), Job(tmp_path))
     assert str(raised.value) == "street_3.png: changed since it was indexed; run again"
+
+
+def test_memory_that_a_step_frees_is_there_for_the_next(tmp_path):
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library")
+    keep_freed_memory()
+    torch.ones(1 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(1 << 20)  # 4 MiB: 1024 pages
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2048
 
 
 def test_a_device_without_enough_memory_is_told_what_to_change(tmp_path):

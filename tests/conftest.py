@@ -1,0 +1,14 @@
+"""With STILLHOUSE_FULL=1 (`make test-full`) a test that is skipped for a missing tool is a failure: nothing is left out silently."""
+
+import os
+
+import pytest
+
+ELSEWHERE = ("test_optimum.py", "STILLHOUSE_CAMVID", "a task loss compares")  # has an environment of its own; needs data; does not apply
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if os.environ.get("STILLHOUSE_FULL") and report.skipped and not any(word in f"{item.nodeid} {report.longrepr}" for word in ELSEWHERE):
+        report.outcome, report.longrepr = "failed", f"skipped although everything was asked for: {report.longrepr}"

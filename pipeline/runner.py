@@ -28,6 +28,7 @@ GRACE = 20.0  # seconds a stage has to save its state after the first signal
 # OpenMP threads that wait spin for about 50 us, then sleep. By default they spin for milliseconds: on a machine with other work to do
 # a training step of 25 ms then takes up to 10 s (measured on 2 cores); with this it takes 25 ms when quiet and 66 ms beside two busy loops.
 PATIENCE = {"GOMP_SPINCOUNT": "10000"}
+STOPPED = "stopped; the same command goes on from here"
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -71,6 +72,8 @@ class Runner:
     def _walk(self, stages: Mapping[str, Stage], steps: list[Step], run: str, ended: dict[str, dict[str, Any]]) -> None:
         """Runs the first stage that must run, plans anew with its artifact, and so on until every stage is kept."""
         while True:
+            if self._signals:  # the stage at work then was done before it saw the signal
+                raise Stopped(STOPPED, self._signals[0])
             for step in steps:
                 if step.artifact and step.name not in ended:
                     self._end(run, ended, step, "kept", step.artifact.id, 0.0)
@@ -168,7 +171,7 @@ class Runner:
         if "made" in event:
             return event["made"]
         if self._signals:
-            raise Stopped("stopped; the same command goes on from here", self._signals[0])
+            raise Stopped(STOPPED, self._signals[0])
         if "error" in event:
             error = event["error"]
             kind = BY_NAME.get(error["kind"], Stillhouse)
@@ -193,7 +196,7 @@ class Runner:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signals.append(number)
         if self._child is None:
-            raise Stopped("stopped; the same command goes on from here", number)
+            raise Stopped(STOPPED, number)
         if len(self._signals) > 1:
             self._kill()
             return

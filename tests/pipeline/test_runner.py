@@ -149,6 +149,15 @@ def test_a_stopped_run_goes_on_where_it_was(place, number):
     assert not list((place.folder / ".stillhouse/state").iterdir())
 
 
+def test_a_signal_that_a_stage_does_not_see_any_more_stops_the_run_after_it(place):
+    place.edit("value: 1}", "value: 1, fail: deaf}")
+    process = place.start("run", place.recipe, "--profile", "none")
+    wait_for(process, "deaf")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130 and place.states("toy-1") == {"one": "made"}
+
+
 def test_a_second_signal_ends_the_run_at_once(place):
     place.edit("steps: 3", "steps: 100000")
     process = place.start("run", place.recipe, "--profile", "none")

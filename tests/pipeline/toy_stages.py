@@ -16,7 +16,7 @@ class Number(Stage):
     kind: Literal["number"]
     makes: ClassVar[str] = "Dataset"
     value: int = Field(0, description="The number.")
-    fail: Literal["no", "data", "bug", "crash", "nest"] = Field("no", description="How to go wrong.")
+    fail: Literal["no", "data", "bug", "crash", "nest", "deaf"] = Field("no", description="How to go wrong.")
 
     def run(self, inputs, job):
         if self.fail == "data":
@@ -25,6 +25,10 @@ class Number(Stage):
             raise ZeroDivisionError("a defect")
         if self.fail == "crash":
             os.kill(os.getpid(), 9)
+        if self.fail == "deaf":
+            job.stop_asked()
+            job.say("deaf")
+            time.sleep(1)
         if self.fail == "nest":
             (job.out / "folder").mkdir()
         (job.out / "number.txt").write_text(str(self.value))

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: one clear line per stage; bars on a terminal, plain lines in a log."""
 
+import os
 import sys
 import time
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ class Lines:
         self._told = time.monotonic()
 
     def say(self, text: str, stage: str | None = None) -> None:
-        print(f"  {stage}: {plain(text)}" if stage else plain(text), flush=True)
+        _print(f"  {stage}: {plain(text)}" if stage else plain(text))
 
     def begin(self, name: str, kind: str) -> None:
         self._told = time.monotonic()
@@ -36,10 +37,10 @@ class Lines:
     def progress(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
         if time.monotonic() - self._told >= self.EVERY:
             self._told = time.monotonic()
-            print(f"  {name}: {done}/{total}{_figures(figures)}", flush=True)
+            _print(f"  {name}: {done}/{total}{_figures(figures)}")
 
     def end(self, name: str, kind: str, state: str, seconds: float, id: str | None) -> None:
-        print(line(name, kind, state, seconds, id), flush=True)
+        _print(line(name, kind, state, seconds, id))
 
     def close(self) -> None:
         pass
@@ -94,6 +95,14 @@ def duration(seconds: float) -> str:
 def plain(text: str) -> str:
     """Without control characters: names and messages from outside must not steer the terminal."""
     return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
+def _print(text: str) -> None:
+    """A run outlives whoever reads along: Ctrl-C in `run ... | tee log` ends `tee` first, and the stage must still save its state."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of this process)
 
 
 def _figures(figures: dict[str, float]) -> str:

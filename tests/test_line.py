@@ -100,3 +100,27 @@ def test_a_pickle_is_refused_with_exit_code_7_and_the_way_to_convert(line):
     teacher = f"--set=stages.teacher={{kind: load, data: data, model: {{kind: tiny, size: large}}, weights: {{file: '{weights}'}}}}"
     out = line.run(teacher, code=7)
     assert "safetensors" in out and "Traceback" not in out
+
+
+def test_a_teacher_saved_by_transformers_is_measured_and_teaches(line):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from pipeline.artifact import Artifact
+    from stages.models import open_model
+
+    torch.manual_seed(0)
+    settings = {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 48, 64], "decoder_hidden_size": 32, "num_labels": 12}
+    theirs = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**settings)).eval()
+    theirs.save_pretrained(line.folder / "theirs")
+    teacher = f"--set=stages.teacher={{kind: load, data: data, model: {{kind: hf}}, weights: {{file: '{line.folder / 'theirs'}'}}}}"
+    out = line.run(teacher)
+    assert "teacher: " in out and "gate: passed" in out
+    run = max((line.folder / ".stillhouse/refs/runs").iterdir(), key=lambda p: p.stat().st_mtime_ns).name
+    found = line.shown(f"{run}/teacher")
+    assert 0 <= found["facts"]["val"]["miou"] < 50
+    ours = open_model(Artifact("teacher", "Checkpoint", found["id"], Path(found["folder"]), found["facts"]))
+    image = torch.rand(2, 3, 64, 128) * 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        assert torch.allclose(ours(image)["logits"], theirs((image / 255 - mean) / std).logits, atol=1e-5)

@@ -149,6 +149,17 @@ def test_a_stopped_run_goes_on_where_it_was(place, number):
     assert not list((place.folder / ".stillhouse/state").iterdir())
 
 
+def test_a_run_whose_reader_is_gone_still_saves_its_state(place):
+    place.edit("steps: 3", "steps: 100000")
+    process = place.start("run", place.recipe, "--profile", "none")
+    wait_for(process, "counting")
+    process.stdout.close()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert list((place.folder / ".stillhouse/state").glob("*/at"))
+
+
 def test_a_signal_that_a_stage_does_not_see_any_more_stops_the_run_after_it(place):
     place.edit("value: 1}", "value: 1, fail: deaf}")
     process = place.start("run", place.recipe, "--profile", "none")

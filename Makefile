@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## train a teacher, distil it, build engines, measure,
 
 test: $(VENV)/.installed  ## the tests a pull request must pass
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup
 
 test-full: $(VENV)/.installed test-optimum  ## and what needs chromium or an environment of its own; a skip for a missing tool is a failure
 	OMP_NUM_THREADS=1 STILLHOUSE_FULL=1 $(RUN) -m pytest -q

@@ -7,6 +7,10 @@ import pytest
 ELSEWHERE = ("test_optimum.py", "STILLHOUSE_CAMVID", "a task loss compares")  # has an environment of its own; needs data; does not apply
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != "test_line.py")  # the longest first, so that two processes end together
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()

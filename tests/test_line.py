@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.xdist_group("line")  # one process: the line is run once for all of them
 
 
 @pytest.fixture(scope="module")

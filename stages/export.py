@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LEAST_AGREEMENT = 0.9999  # share of pixels on which ONNX and PyTorch must give the same class
+REHEARSED_AGREEMENT = 0.999  # after two steps of training classes still tie at many pixels
 LOGIT_IMAGES = 2  # images on which logits are compared too
 
 
@@ -100,10 +101,11 @@ def checked(module: "nn.Module", proto: "ModelProto", file: Path, data, stage: E
     with_logits = write(proto, job.state / "with_logits.onnx", keep_logits=True)
     error = max_logit_error(module, session_of(with_logits).session, [samples[i][0] for i in picked[:LOGIT_IMAGES]])
     with_logits.unlink()
-    if found.agreement < LEAST_AGREEMENT:
+    least = REHEARSED_AGREEMENT if job.rehearsing else LEAST_AGREEMENT
+    if found.agreement < least:
         raise Stillhouse(
             f"the exported file is not the network: on {found.images} images of {stage.split} it agrees with PyTorch on "
-            f"{found.agreement:.4%} of pixels, and {LEAST_AGREEMENT:.2%} is asked. Worst: {found.worst} ({found.worst_agreement:.4%}); "
+            f"{found.agreement:.4%} of pixels, and {least:.2%} is asked. Worst: {found.worst} ({found.worst_agreement:.4%}); "
             f"largest difference of logits: {error:.2g}. Nothing was published; try another opset or exporter, and please report it"
         )
     job.say(f"agrees with PyTorch on {found.agreement:.4%} of pixels of {found.images} images, logits differ by {error:.1e} at most")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-ELSEWHERE = ("test_optimum.py", "STILLHOUSE_CAMVID", "a task loss compares")  # has an environment of its own; needs data; does not apply
+ELSEWHERE = ("test_optimum.py", "STILLHOUSE_CAMVID")  # has an environment of its own; needs data
 
 
 def pytest_collection_modifyitems(items):

@@ -23,9 +23,9 @@ class Cast:
     lead: dict[str, str] = field(default_factory=dict)  # role -> stage name
 
     def titles(self) -> dict[str, str]:
-        """What a stage is called: its role, with the stage's name where several share a role."""
+        """What a stage is called: its role, with the stage's name where several share a role and it says more."""
         shared = {role for role in ORDER if list(self.role.values()).count(role) > 1}
-        return {name: f"{TITLES[role]} {name}" if role in shared else TITLES[role] for name, role in self.role.items()}
+        return {name: f"{TITLES[role]} {name}" if role in shared and name != role else TITLES[role] for name, role in self.role.items()}
 
 
 def cast(stages: list[dict], recipe: dict[str, Any]) -> Cast:

@@ -1,5 +1,5 @@
 # For a host with an NVIDIA GPU and the NVIDIA container runtime:
-#     docker build -t stillhouse . && docker run --gpus all -v "$PWD:/work" stillhouse run recipes/segformer_b5_to_b0.yaml
+#     docker build -t stillhouse . && docker run --gpus all -v "$PWD:/project" stillhouse run recipes/segformer_b5_to_b0.yaml
 # The project's tests lint this file; they have no Docker engine and no GPU, so nobody has built it there. Not measured.
 FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
@@ -23,5 +23,5 @@ RUN python3 -m venv /opt/venv \
     && LIBRARY_PATH=/usr/local/cuda/lib64/stubs pip install --no-cache-dir -e ".[gpu,trt,triton,pycuda]"
 
 USER 10001
-WORKDIR /work
+WORKDIR /project
 ENTRYPOINT ["python", "-m", "pipeline"]

@@ -82,7 +82,9 @@ class Validate(Stage):
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         miou = {name: round(model["miou"], 3) for name, model in models.items()}
         job.say("mIoU " + ", ".join(f"{name} {value:.2f}" for name, value in miou.items()))
-        return Made({"split": self.split, "images": len(samples), "miou": miou}, {"seconds": round(time.monotonic() - begun, 1)})
+        p50 = {name: model["latency"]["image_ms"]["p50"] for name, model in models.items() if model["latency"]}
+        facts = {"split": self.split, "images": len(samples), "miou": miou, "p50_ms": p50}
+        return Made(facts, {"seconds": round(time.monotonic() - begun, 1)})
 
 
 def accuracy(reference: Artifact, candidates: list[Artifact], samples, pictures: int, job: Job) -> tuple[dict[str, dict], list[dict]]:

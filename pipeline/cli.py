@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import BadRecipe, Stillhouse
+from .errors import BadRecipe, Missing, Stillhouse
 from .store import Store
 
 
@@ -251,18 +251,18 @@ def _keep_logs(store: Store, run_name: str, out: Path) -> None:
 
 
 def _recipe(asked: argparse.Namespace, parts: Parts) -> Any:
+    """The recipe with its overrides. A recipe with a `cpu` profile is written for a device: without one it is that profile or nothing."""
     from .recipe import read
 
-    profile, automatic = asked.profile, asked.profile == "auto"
-    if automatic:
-        has_device = parts.has_device()
-        profile = "none" if has_device else "cpu"
-        if not has_device and "cpu" not in read(asked.recipe, parts.kinds, profile="none", sets=()).profiles:
-            profile = "none"
-    recipe = read(asked.recipe, parts.kinds, profile=profile, sets=asked.set)
-    if automatic and recipe.profile and asked.command is run:
-        print(f"no CUDA device found: taking profile {recipe.profile} (--profile none to insist)")
-    return recipe
+    written_for_device = "cpu" in read(asked.recipe, parts.kinds, profile="none", sets=()).profiles
+    lacks = written_for_device and asked.profile in ("auto", "none") and not parts.has_device()
+    if lacks and asked.profile == "none" and asked.command is run:
+        raise Missing(f"{asked.recipe} without a profile needs a CUDA device, and none was found: leave --profile out to take profile cpu")
+    if lacks and asked.profile == "auto":
+        if asked.command is run:
+            print("no CUDA device found: taking profile cpu (with --profile none this would be an error)")
+        asked.profile = "cpu"
+    return read(asked.recipe, parts.kinds, profile="none" if asked.profile == "auto" else asked.profile, sets=asked.set)
 
 
 # -- finding

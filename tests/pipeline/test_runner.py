@@ -28,7 +28,7 @@ class Place:
     def __init__(self, folder):
         self.folder, self.recipe = folder, folder / "toy.yaml"
         self.recipe.write_text(RECIPE)
-        self.environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}"}
+        self.environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}", "TOY_DEVICE": "1"}
 
     def start(self, *arguments):
         command = [sys.executable, str(HERE / "toy_main.py"), *map(str, arguments)]
@@ -110,8 +110,15 @@ def test_a_broken_rule_is_exit_3_and_everything_is_there_all_the_same(place):
 
 
 def test_without_a_device_the_cpu_profile_is_taken_and_said(place):
+    del place.environment["TOY_DEVICE"]
     out = place.call("run", place.recipe, code=3)
     assert out.startswith("no CUDA device found: taking profile cpu") and "judge (cpu profile): FAILED" in out
+
+
+def test_without_a_device_insisting_on_no_profile_is_an_error(place):
+    del place.environment["TOY_DEVICE"]
+    assert "needs a CUDA device, and none was found" in place.run(code=2)
+    assert "runs" in place.call("plan", place.recipe, "--profile", "none")
 
 
 def test_a_stage_that_finds_bad_data_ends_with_its_message_and_code(place):

@@ -1,6 +1,7 @@
 """The real command line over the toy table, so that tests can drive it as a process: python toy_main.py run recipe.yaml"""
 
 import json
+import os
 import sys
 
 import toy_stages
@@ -14,4 +15,4 @@ def page(run, artifacts):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv[1:], cli.Parts(toy_stages.KINDS, lambda: False, lambda: {"cpu": "toy"}, page)))
+    sys.exit(cli.main(sys.argv[1:], cli.Parts(toy_stages.KINDS, lambda: "TOY_DEVICE" in os.environ, lambda: {"cpu": "toy"}, page)))

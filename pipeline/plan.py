@@ -1,5 +1,6 @@
 """Which stages are kept, which will run, and why: decided from keys alone, before anything starts."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ from .artifact import Artifact
 from .keys import differences, digest, pre_image, taken
 from .stage import Stage
 from .store import Store
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ def _is_unknown(difference: tuple[str, Any, Any]) -> bool:
 
 
 def _say(path: str, before: Any, after: Any) -> str:
-    if path.startswith("inputs."):
-        return f"{path}: another artifact, {str(before)[:12]} -> {str(after)[:12]}"
-    return f"{path}: {_short(before)} -> {_short(after)}"
+    what = "another artifact, " if path.startswith("inputs.") else ""
+    return f"{path}: {what}{_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and DIGEST.fullmatch(value):
+        return value[:12]
     text = "absent" if value is None else repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

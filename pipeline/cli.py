@@ -254,15 +254,18 @@ def _recipe(asked: argparse.Namespace, parts: Parts) -> Any:
     """The recipe with its overrides. A recipe with a `cpu` profile is written for a device: without one it is that profile or nothing."""
     from .recipe import read
 
-    written_for_device = "cpu" in read(asked.recipe, parts.kinds, profile="none", sets=()).profiles
-    lacks = written_for_device and asked.profile in ("auto", "none") and not parts.has_device()
-    if lacks and asked.profile == "none" and asked.command is run:
-        raise Missing(f"{asked.recipe} without a profile needs a CUDA device, and none was found: leave --profile out to take profile cpu")
-    if lacks and asked.profile == "auto":
-        if asked.command is run:
-            print("no CUDA device found: taking profile cpu (with --profile none this would be an error)")
-        asked.profile = "cpu"
-    return read(asked.recipe, parts.kinds, profile="none" if asked.profile == "auto" else asked.profile, sets=asked.set)
+    profile = asked.profile
+    undecided = profile in ("auto", "none") and not parts.has_device()
+    if undecided and "cpu" in read(asked.recipe, parts.kinds, profile="none", sets=()).profiles:
+        if profile == "none" and asked.command is run:
+            raise Missing(
+                f"{asked.recipe} without a profile needs a CUDA device, and none was found: without --profile it takes profile cpu"
+            )
+        if profile == "auto":
+            profile = "cpu"
+            if asked.command is run:
+                print("no CUDA device found: taking profile cpu (with --profile none this would be an error)")
+    return read(asked.recipe, parts.kinds, profile="none" if profile == "auto" else profile, sets=asked.set)
 
 
 # -- finding

@@ -63,7 +63,7 @@ class Fit(BaseModel):
     seed: int = Field(0, ge=0, description="Fixes the student's start, the order of samples, augmentation and dropout.")
     validate_every: int = Field(0, ge=0, description="Steps between two points of the validation curve; 0 validates once, at the end.")
     val_images: int | None = Field(None, ge=1, description="Images of the val split used for it, evenly spread; null takes all.")
-    save_every: float = Field(
+    save_every: Annotated[float, Aside()] = Field(
         300.0, gt=0, description="Seconds between two savings of the training state, from which a stopped run resumes."
     )
     augment: Augment = Field(Augment(), description="How training images are varied.")

@@ -153,3 +153,14 @@ def test_unknown_settings_and_a_method_as_task_loss_are_refused():
         stage(task={"kind": "pixel"})
     with pytest.raises(ValidationError):
         stage(teacher="teacher")
+
+
+def test_settings_that_cannot_change_the_weights_stay_out_of_the_key():
+    from pipeline.keys import digest, pre_image
+
+    def key(**fit):
+        settings = {"kind": "train", "data": "data", "model": {"kind": "tiny"}, "fit": fit}
+        return digest(pre_image(Train.model_validate(settings), {"data": "1" * 64}))
+
+    assert key() == key(workers=3) == key(save_every=1.0) == key(track="tensorboard")
+    assert len({key(), key(seed=5), key(lr=1e-3), key(validate_every=7), key(accumulate=2)}) == 5

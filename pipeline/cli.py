@@ -189,7 +189,7 @@ def init(asked: argparse.Namespace, parts: Parts) -> None:
 def _run(recipe: Any, store: Store, out: Path, parts: Parts) -> int:
     from .report import write
     from .runner import Runner
-    from .show import choose
+    from .show import choose, tell
 
     show = choose()
     began = time.monotonic()
@@ -203,10 +203,10 @@ def _run(recipe: Any, store: Store, out: Path, parts: Parts) -> int:
     page = out / outcome.run / "page.html"
     if outcome.changed or not page.exists():
         page = write(store, outcome.run, out, parts)
-    print(f"{outcome.run}: {time.monotonic() - began:.1f} s" + ("" if outcome.changed else ", every stage kept"))
-    print(f"page:   {page}")
+    tell(f"{outcome.run}: {time.monotonic() - began:.1f} s" + ("" if outcome.changed else ", every stage kept"))
+    tell(f"page:   {page}")
     for bundle in (s.name for s in outcome.steps if s.artifact and s.artifact.kind == "Bundle"):
-        print(f"bundle: {page.parent / bundle}")
+        tell(f"bundle: {page.parent / bundle}")
     if outcome.error:
         raise outcome.error
     return _judge(outcome, f" ({recipe.profile} profile)" if recipe.profile else "")
@@ -214,10 +214,11 @@ def _run(recipe: Any, store: Store, out: Path, parts: Parts) -> int:
 
 def _judge(outcome: Any, suffix: str) -> int:
     from .runner import verdict
+    from .show import tell
 
     for step in outcome.steps:
         if step.artifact and step.artifact.kind == "Verdict":
-            print(f"{step.name}{suffix}: " + ("passed" if step.artifact.facts["passed"] else "FAILED"))
+            tell(f"{step.name}{suffix}: " + ("passed" if step.artifact.facts["passed"] else "FAILED"))
     return verdict(outcome.steps)
 
 

@@ -29,7 +29,7 @@ class Lines:
         self._told = time.monotonic()
 
     def say(self, text: str, stage: str | None = None) -> None:
-        _print(f"  {stage}: {plain(text)}" if stage else plain(text))
+        tell(f"  {stage}: {plain(text)}" if stage else plain(text))
 
     def begin(self, name: str, kind: str) -> None:
         self._told = time.monotonic()
@@ -37,10 +37,10 @@ class Lines:
     def progress(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
         if time.monotonic() - self._told >= self.EVERY:
             self._told = time.monotonic()
-            _print(f"  {name}: {done}/{total}{_figures(figures)}")
+            tell(f"  {name}: {done}/{total}{_figures(figures)}")
 
     def end(self, name: str, kind: str, state: str, seconds: float, id: str | None) -> None:
-        _print(line(name, kind, state, seconds, id))
+        tell(line(name, kind, state, seconds, id))
 
     def close(self) -> None:
         pass
@@ -97,7 +97,7 @@ def plain(text: str) -> str:
     return "".join(c for c in text if c.isprintable() or c == "\n")
 
 
-def _print(text: str) -> None:
+def tell(text: str) -> None:
     """A run outlives whoever reads along: Ctrl-C in `run ... | tee log` ends `tee` first, and the stage must still save its state."""
     try:
         print(text, flush=True)

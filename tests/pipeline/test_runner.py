@@ -167,6 +167,13 @@ def test_a_run_whose_reader_is_gone_still_saves_its_state(place):
     assert list((place.folder / ".stillhouse/state").glob("*/at"))
 
 
+def test_a_failed_gate_is_exit_3_also_when_nobody_reads_along(place):
+    place.edit("at_most: 10", "at_most: 1")
+    process = place.start("run", place.recipe, "--profile", "none")
+    process.stdout.close()
+    assert process.wait(timeout=30) == 3
+
+
 def test_a_signal_that_a_stage_does_not_see_any_more_stops_the_run_after_it(place):
     place.edit("value: 1}", "value: 1, fail: deaf}")
     process = place.start("run", place.recipe, "--profile", "none")

@@ -1,5 +1,6 @@
 """The one place where the parts meet: the command line gets the stage kinds, the device probe and the page."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a command without a traceback; the runner sets its own
     import kernels
     import stages
 

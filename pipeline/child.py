@@ -1,11 +1,12 @@
-"""One stage in a process of its own: `python -m pipeline.child SPEC EVENTS`, started by the runner only.
+"""One stage in a process of its own: `python -m pipeline.child SPEC EVENTS PARENT`, started by the runner only.
 
-SPEC is a JSON file that says what to run; EVENTS is a file descriptor to which the child writes one JSON object per line:
+SPEC is a JSON file that says what to run; PARENT is the runner's process, without which the child does not go on; EVENTS is a file
+descriptor to which the child writes one JSON object per line:
 {"say": text}, {"progress": [done, total, figures]}, and at the end {"made": {facts, beside}} or {"error": {kind, code, text}}.
 What the stage prints goes to the log of the run.
 """
 
-import ctypes
+import errno
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from . import limits, room
 from .artifact import Artifact
 from .errors import Stillhouse, Stopped
 
@@ -62,32 +64,38 @@ class ChildJob:
             raise Stopped("stopped", number)
 
 
-def main(spec_file: str, events_fd: str) -> int:
-    die_with_parent()
-    spec, events = json.loads(Path(spec_file).read_text(encoding="utf-8")), Events(int(events_fd))
-    job = ChildJob(Path(spec["out"]), Path(spec["state"]), spec["rehearsing"], events)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, job.on_signal)
+def main(spec_file: str, events_fd: str, parent: str) -> int:
+    limits.confine(int(parent))
+    events = Events(int(events_fd))
     try:
-        module, _, name = spec["target"].partition(":")
-        stage = getattr(importlib.import_module(module), name).model_validate(spec["config"])
-        made = stage.run(_inputs(spec["inputs"]), job)
+        made = _run(json.loads(Path(spec_file).read_text(encoding="utf-8")), events)
         events.write(made={"facts": made.facts, "beside": made.beside})
-    except Stillhouse as error:
+    except Exception as error:
+        error = _told(error, Path(spec_file).parent)
         events.write(error={"kind": type(error).__name__, "code": error.code, "text": str(error)})
         return error.code
-    except Exception as error:
-        traceback.print_exc()
-        events.write(error={"kind": type(error).__name__, "code": 1, "text": f"{type(error).__name__}: {error}"})
-        return 1
     return 0
 
 
-def die_with_parent() -> None:
-    """If the runner dies, so does the stage: nobody would publish its result (Linux only; elsewhere the stage ends by itself)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def _run(spec: dict[str, Any], events: Events) -> Any:
+    job = ChildJob(Path(spec["out"]), Path(spec["state"]), spec["rehearsing"], events)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, job.on_signal)
+    module, _, name = spec["target"].partition(":")
+    stage = getattr(importlib.import_module(module), name).model_validate(spec["config"])
+    return stage.run(_inputs(spec["inputs"]), job)
+
+
+def _told(error: Exception, store: Path) -> Stillhouse:
+    """What the runner hears of it. A full or failing disk is no bug of the stage; libraries do not always say that it was the disk."""
+    if isinstance(error, Stillhouse):
+        return error
+    traceback.print_exc()
+    if isinstance(error, OSError) and error.errno in room.STORAGE:
+        return room.explained(error, store)
+    if room.full(store) or "No space left on device" in str(error):
+        return room.explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store)), store)
+    return Stillhouse(f"{type(error).__name__}: {error}")
 
 
 def _inputs(described: dict[str, Any]) -> dict[str, Any]:

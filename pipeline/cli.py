@@ -1,8 +1,8 @@
 """The command line: `python -m pipeline COMMAND`. Every command is a function below; pipeline/errors.py lists the exit codes."""
 
 import argparse
-import difflib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import finding, room, upkeep
 from .errors import BadRecipe, Missing, Stillhouse
 from .store import Store
 
@@ -37,6 +38,10 @@ def main(arguments: list[str], parts: Parts) -> int:
     except BrokenPipeError:  # `... | head` closed its end
         sys.stderr.close()
         return 0
+    except OSError as error:  # a stage's are told by the runner; these are of the store, or of where pages go
+        explained = room.explained(error, Path(error.filename).parent if error.filename else Path())
+        print(explained, file=sys.stderr)
+        return explained.code
 
 
 # -- commands
@@ -47,7 +52,7 @@ def run(asked: argparse.Namespace, parts: Parts) -> int:
     recipe = _recipe(asked, parts)
     if asked.rehearse:
         return _rehearse(recipe, asked, parts)
-    return _run(recipe, Store(asked.store).prepare(), asked.out, parts)
+    return _run(recipe, Store(asked.store, asked.allow_network_fs).prepare(), asked, parts)
 
 
 def check(asked: argparse.Namespace, parts: Parts) -> None:
@@ -75,10 +80,10 @@ def why(asked: argparse.Namespace, parts: Parts) -> None:
 
     store = Store(asked.store)
     if asked.recipe is None:
-        asked.recipe = Path(_begin(store, _newest(store))["file"])
+        asked.recipe = Path(finding.begin(store, finding.newest(store))["file"])
     recipe = _recipe(asked, parts)
     if asked.stage not in recipe.stages:
-        raise BadRecipe(f"{asked.recipe} has no stage {asked.stage!r}{_meant(asked.stage, recipe.stages)}")
+        raise BadRecipe(f"{asked.recipe} has no stage {asked.stage!r}{finding.meant(asked.stage, recipe.stages)}")
     steps = {step.name: step for step in make(recipe.stages, store, last_keys(store, recipe.name))}
     _explain(asked.stage, steps, "")
 
@@ -89,10 +94,10 @@ def ls(asked: argparse.Namespace, parts: Parts) -> None:
 
     store = Store(asked.store)
     if asked.run:
-        for entry in _stages(store, _run_named(store, asked.run)).values():
+        for entry in finding.stages(store, finding.run_named(store, asked.run)).values():
             print(line(entry["stage"], "", entry["state"], entry["seconds"], entry["id"]))
         return
-    for name in store.runs():
+    for name in sorted(store.runs(), key=store.sequence):
         entries = store.journal(name).read()
         if not entries:
             continue
@@ -105,14 +110,7 @@ def ls(asked: argparse.Namespace, parts: Parts) -> None:
 def show(asked: argparse.Namespace, parts: Parts) -> None:
     """Prints what is known of an artifact: kind, facts, files, where it lies. WHAT is an id, or RUN/STAGE."""
     store = Store(asked.store)
-    name, _, stage = asked.what.partition("/")
-    if stage:
-        stages = _stages(store, _run_named(store, name))
-        if stage not in stages or not stages[stage]["id"]:
-            raise BadRecipe(f"run {name} made no stage {stage!r}{_meant(stage, stages)}")
-        id = stages[stage]["id"]
-    else:
-        id = store.complete(asked.what)
+    id = finding.artifact(store, asked.what)
     manifest = store.manifest(id)
     print(json.dumps({"id": id, "folder": str(store.folder(id)), **manifest}, indent=2))
 
@@ -123,12 +121,12 @@ def diff(asked: argparse.Namespace, parts: Parts) -> None:
     from .report import figures
 
     store = Store(asked.store)
-    one, two = (_run_named(store, r) for r in (asked.one, asked.two))
-    found = differences(_begin(store, one)["resolved"], _begin(store, two)["resolved"])
+    one, two = (finding.run_named(store, r) for r in (asked.one, asked.two))
+    found = differences(finding.begin(store, one)["resolved"], finding.begin(store, two)["resolved"])
     print("recipe:" if found else "recipe: the same")
     for path, before, after in found:
         print(f"  {path}: {json.dumps(before)} -> {json.dumps(after)}")
-    stages = [_stages(store, r) for r in (one, two)]
+    stages = [finding.stages(store, r) for r in (one, two)]
     print("artifacts:")
     for name in dict.fromkeys((*stages[0], *stages[1])):
         ids = [(s.get(name) or {}).get("id") for s in stages]
@@ -147,7 +145,7 @@ def report(asked: argparse.Namespace, parts: Parts) -> None:
     from .report import write
 
     store = Store(asked.store)
-    print(write(store, _run_named(store, asked.run or _newest(store)), asked.out, parts))
+    print(write(store, finding.run_named(store, asked.run or finding.newest(store)), asked.out, parts))
 
 
 def schema(asked: argparse.Namespace, parts: Parts) -> None:
@@ -186,30 +184,44 @@ def init(asked: argparse.Namespace, parts: Parts) -> None:
 # -- running
 
 
-def _run(recipe: Any, store: Store, out: Path, parts: Parts) -> int:
-    from .report import write
+def _run(recipe: Any, store: Store, asked: argparse.Namespace, parts: Parts) -> int:
     from .runner import Runner
     from .show import choose, tell
 
     show = choose()
     began = time.monotonic()
     try:
-        outcome = Runner(store, parts.kinds, show).run(recipe)
+        outcome = Runner(store, parts.kinds, show, wait=not asked.no_wait).run(recipe)
         if not outcome.changed:
             for step in outcome.steps:
                 show.end(step.name, step.stage.kind, "kept", 0.0, step.artifact.id)
     finally:
         show.close()
-    page = out / outcome.run / "page.html"
-    if outcome.changed or not page.exists():
-        page = write(store, outcome.run, out, parts)
-    tell(f"{outcome.run}: {time.monotonic() - began:.1f} s" + ("" if outcome.changed else ", every stage kept"))
-    tell(f"page:   {page}")
-    for bundle in (s.name for s in outcome.steps if s.artifact and s.artifact.kind == "Bundle"):
-        tell(f"bundle: {page.parent / bundle}")
+    tell(f"{outcome.run or recipe.name}: {time.monotonic() - began:.1f} s" + ("" if outcome.changed else ", every stage kept"))
+    if outcome.run:
+        _leave(outcome, store, asked.out, parts)
     if outcome.error:
         raise outcome.error
     return _judge(outcome, f" ({recipe.profile} profile)" if recipe.profile else "")
+
+
+def _leave(outcome: Any, store: Store, out: Path, parts: Parts) -> None:
+    """The page and the bundles of a run."""
+    from .report import write
+    from .show import tell
+
+    page = out / outcome.run / "page.html"
+    if outcome.changed or not page.exists():
+        try:
+            write(store, outcome.run, out, parts)
+        except OSError as error:
+            if outcome.error is None:
+                raise
+            tell(f"page:   not written, {room.explained(error, out)}")
+            return
+    tell(f"page:   {page}")
+    for bundle in (s.name for s in outcome.steps if s.artifact and s.artifact.kind == "Bundle"):
+        tell(f"bundle: {page.parent / bundle}")
 
 
 def _judge(outcome: Any, suffix: str) -> int:
@@ -231,7 +243,7 @@ def _rehearse(recipe: Any, asked: argparse.Namespace, parts: Parts) -> int:
     print(f"rehearsing {recipe.name}: 2 steps, 4 images, every stage; nothing is kept")
     try:
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-            store = Store(Path(folder) / "store").prepare()
+            store = Store(Path(folder) / "store", network=True).prepare()
             outcome = Runner(store, parts.kinds, show, rehearsing=True).run(recipe)
             if outcome.error:
                 _keep_logs(store, outcome.run, asked.out)
@@ -272,31 +284,6 @@ def _recipe(asked: argparse.Namespace, parts: Parts) -> Any:
 # -- finding
 
 
-def _newest(store: Store) -> str:
-    runs = store.runs()
-    if not runs:
-        raise BadRecipe(f"no run in {store.root} yet: python -m pipeline run RECIPE")
-    return max(runs, key=lambda name: (store.root / "refs/runs" / name).stat().st_mtime_ns)
-
-
-def _run_named(store: Store, name: str) -> str:
-    runs = store.runs()
-    if name not in runs:
-        raise BadRecipe(f"no run {name!r} in {store.root}{_meant(name, runs)}; `ls` lists them")
-    return name
-
-
-def _begin(store: Store, name: str) -> dict[str, Any]:
-    entries = store.journal(name).read()
-    if not entries or entries[0]["event"] != "begin":
-        raise BadRecipe(f"run {name} never began: nothing is known of it")
-    return entries[0]
-
-
-def _stages(store: Store, name: str) -> dict[str, dict[str, Any]]:
-    return {e["stage"]: e for e in store.journal(name).read() if e["event"] == "stage"}
-
-
 def _explain(name: str, steps: dict[str, Any], indent: str) -> None:
     step = steps[name]
     if step.artifact:
@@ -321,11 +308,6 @@ def _ask(question: str, default: str, choices: tuple[str, ...] | None) -> str:
         print(f"please one of {', '.join(choices)}")
 
 
-def _meant(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known)}" if known else ""
-
-
 def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -337,51 +319,69 @@ class Parser(argparse.ArgumentParser):
     """Exit code 2 with one line and a suggestion, not a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        if "invalid choice" in message:
-            word, names = sys.argv[1] if len(sys.argv) > 1 else "", [c.__name__ for c, _ in COMMANDS]
-            message = f"there is no command {word!r}{_meant(word, names)}"
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            names = re.findall(r"[a-z]+", found[2])
+            message = f"there is no command {found[1]!r}{finding.meant(found[1], names)}"
         raise BadRecipe(f"{self.prog}: {message}\ntry: {self.prog} --help")
 
 
 COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
-    (run, ("recipe", "overrides", "out")),
-    (check, ("recipe", "set")),
-    (plan, ("recipe", "overrides")),
-    (why, ("stage", "recipe?", "overrides")),
+    (run, ("recipe", "--set", "--profile", "--out", "--rehearse", "--no-wait", "--allow-network-fs")),
+    (check, ("recipe", "--set")),
+    (plan, ("recipe", "--set", "--profile")),
+    (why, ("stage", "recipe?", "--set", "--profile")),
     (ls, ("run?",)),
     (show, ("what",)),
     (diff, ("one", "two")),
-    (report, ("run?", "out")),
+    (report, ("run?", "--out")),
     (schema, ()),
     (doctor, ()),
-    (init, ("recipe",)),
+    (init, ("recipe", "--answer")),
 )
+STORE: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
+    (upkeep.fsck, ("--subset", "--repair", "--allow-network-fs")),
+    (upkeep.gc, ("--keep", "--dry-run", "--allow-network-fs")),
+    (upkeep.pin, ("what?", "--off", "--allow-network-fs")),
+    (upkeep.size, ("--allow-network-fs",)),
+)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--set": {"action": "append", "default": [], "metavar": "PATH=VALUE", "help": "e.g. stages.teacher.fit.steps=2000; repeatable"},
+    "--profile": {"default": "auto", "metavar": "NAME", "help": "a profile, `none`, or `auto` (default): cpu without a device"},
+    "--out": {"type": Path, "default": Path("runs"), "metavar": "DIR", "help": "where pages and bundles are written (runs)"},
+    "--store": {"type": Path, "default": Path(".stillhouse"), "metavar": "DIR", "help": "where artifacts live (.stillhouse)"},
+    "--rehearse": {"action": "store_true", "help": "only try every stage with 2 steps and 4 images, keep nothing"},
+    "--no-wait": {"action": "store_true", "help": "give up (exit 8) where another run is making the same artifact"},
+    "--allow-network-fs": {"action": "store_true", "help": "accept a store on a network file system, with what it lacks"},
+    "--answer": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "answers a question beforehand"},
+    "--subset": {"default": "1/1", "metavar": "N/T", "help": "only the N-th of T parts of the artifacts"},
+    "--repair": {"action": "store_true", "help": "move what is damaged to quarantine/"},
+    "--keep": {"type": int, "metavar": "N", "help": "only the newest N runs of each recipe count (default: all)"},
+    "--dry-run": {"action": "store_true", "help": "only say what would go"},
+    "--off": {"action": "store_true", "help": "end the pin"},
+}
 
 
 def parser() -> argparse.ArgumentParser:
     whole = Parser(prog="python -m pipeline", description="From a large segmentation network to a small measured engine.")
-    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for command, takes in COMMANDS:
-        one = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0], description=command.__doc__)
-        one.set_defaults(command=command)
-        for name in takes:
-            _argument(one, name)
-        one.add_argument("--store", type=Path, default=Path(".stillhouse"), metavar="DIR", help="where artifacts live (.stillhouse)")
-        if command is run:
-            one.add_argument("--rehearse", action="store_true", help="only try every stage with 2 steps and 4 images, keep nothing")
-        if command is init:
-            one.add_argument("--answer", action="append", default=[], metavar="KEY=VALUE", help="answers a question beforehand")
+    commands = _group(whole)
+    _add(commands, COMMANDS)
+    store = commands.add_parser("store", help="Looks after a store: fsck, gc, pin, size.", description=upkeep.__doc__)
+    _add(_group(store), STORE)
     return whole
 
 
-def _argument(one: argparse.ArgumentParser, name: str) -> None:
-    if name in ("overrides", "set"):
-        one.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. stages.teacher.fit.steps=2000; repeatable")
-    if name == "overrides":
-        one.add_argument("--profile", default="auto", metavar="NAME", help="a profile, `none`, or `auto` (default): cpu without a device")
-    elif name == "out":
-        one.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where pages and bundles are written (runs)")
-    elif name != "set":
-        bare = name.rstrip("?")
-        kind = Path if bare == "recipe" else str
-        one.add_argument(bare, type=kind, nargs="?" if name.endswith("?") else None, metavar=bare.upper())
+def _group(of: argparse.ArgumentParser) -> Any:
+    return of.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+
+
+def _add(commands: Any, table: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...]) -> None:
+    for command, takes in table:
+        one = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0], description=command.__doc__)
+        one.set_defaults(command=command)
+        for name in (*takes, "--store"):
+            if name in OPTIONS:
+                one.add_argument(name, **OPTIONS[name])
+            else:
+                bare = name.rstrip("?")
+                kind = Path if bare == "recipe" else str
+                one.add_argument(bare, type=kind, nargs="?" if name.endswith("?") else None, metavar=bare.upper())

@@ -1,5 +1,6 @@
 """The only place where the store touches the disk: every write is complete and on the platter before its name appears."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -26,19 +27,23 @@ def replace(path: Path, data: bytes) -> None:
     try:
         write_new(fresh, data)
         os.rename(fresh, path)
-    except OSError:
+    except BaseException:  # also when a signal ends the run here
         fresh.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
 def append(path: Path, data: bytes) -> None:
+    """Adds to a file; a new one is synced into its folder too."""
+    new = not path.exists()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
         _write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
+    if new:
+        sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:
@@ -70,15 +75,16 @@ def make_folder(path: Path) -> None:
 
 
 def rename_folder(source: Path, target: Path) -> bool:
-    """Moves a finished folder to its final name; False if an equal one was there first (then the source stays)."""
+    """Moves a finished folder to its final name; False if one was there first (then the source stays). That name is safe either way."""
     try:
         os.rename(source, target)
+        moved = True
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            return False
-        raise
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        moved = False
     sync_folder(target.parent)
-    return True
+    return moved
 
 
 def freeze(folder: Path) -> None:
@@ -87,15 +93,16 @@ def freeze(folder: Path) -> None:
         os.chmod(file, 0o444)
 
 
-def remove(folder: Path) -> None:
-    """Deletes a folder of this store, read-only files included; nothing to delete is fine."""
-    if not folder.is_dir() or folder.is_symlink():
-        folder.unlink(missing_ok=True)
-        return
-    os.chmod(folder, 0o700)
-    for child in folder.iterdir():
-        remove(child)
-    os.rmdir(folder)
+def remove(path: Path) -> None:
+    """Deletes a file or folder of this store, read-only ones included; what is gone already, or goes meanwhile, is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        if not path.is_dir() or path.is_symlink():
+            os.unlink(path)
+            return
+        os.chmod(path, 0o700)
+        for child in path.iterdir():
+            remove(child)
+        os.rmdir(path)
 
 
 def sha256(path: Path) -> tuple[int, str]:

@@ -25,9 +25,13 @@ class Journal:
         return [entry for line in self.path.read_bytes().split(b"\n") if (entry := _decode(line)) is not None]
 
 
+def whole(line: bytes) -> bool:
+    return _decode(line) is not None
+
+
 def _decode(line: bytes) -> dict[str, Any] | None:
     check, _, body = line.partition(b" ")
     try:
-        return json.loads(body) if int(check, 16) == zlib.crc32(body) else None
+        return json.loads(body) if check == b"%08x" % zlib.crc32(body) else None
     except ValueError:
         return None

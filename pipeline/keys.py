@@ -22,6 +22,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def seal(value: Any) -> bytes:
+    """Small records carry their own digest: a damaged one reads as if it were not there."""
+    return canonical({"content": value, "sha256": digest(value)})
+
+
+def unseal(data: bytes) -> Any:
+    """What was sealed, or None where these bytes are not a whole and undamaged record."""
+    try:
+        record = json.loads(data)
+        return record["content"] if seal(record["content"]) == data else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def taken(stage: Stage) -> dict[str, tuple[Takes, list[str]]]:
     """The fields of a stage that name earlier stages, with the names they hold."""
     fields = {}

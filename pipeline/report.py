@@ -21,8 +21,8 @@ def write(store: Store, run: str, out: Path, parts: Any) -> Path:
         if artifact.kind == "Bundle":
             copy_bundle(store, artifact, folder / artifact.name, story)
     html, facts = parts.page(story, artifacts)
-    (folder / "page.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    (folder / "page.html").write_text(html, encoding="utf-8")
+    _write(folder / "page.json", json.dumps(facts, indent=1))
+    _write(folder / "page.html", html)  # last: where it is, everything is
     return folder / "page.html"
 
 
@@ -97,6 +97,13 @@ def copy_bundle(store: Store, artifact: Artifact, target: Path, story: dict[str,
     (fresh / "run.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all: a page is never half there after a run was killed."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(file)
 
 
 def _inputs(settings: dict[str, Any], stages: dict[str, Any]) -> dict[str, list[str]]:

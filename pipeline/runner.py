@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from . import fsops
-from .errors import BY_NAME, BadStore, GateFailed, Stillhouse, Stopped
+from . import fsops, limits, locks, room
+from .errors import BY_NAME, BadStore, GateFailed, Missing, Stillhouse, Stopped
 from .plan import Step, last_keys, make
 from .recipe import Recipe
 from .show import Show
@@ -36,7 +34,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 class Outcome:
     """What came of a run: how each stage ended, and the artifacts there are."""
 
-    run: str
+    run: str | None  # None: everything is there, and the store is read-only, so that no run could be noted
     steps: list[Step]
     ended: dict[str, dict[str, Any]]  # stage -> {"state": made | kept | failed | stopped, "seconds": ...}
     error: Stillhouse | None
@@ -44,45 +42,72 @@ class Outcome:
 
 
 class Runner:
-    def __init__(self, store: Store, kinds: Mapping[str, str], show: Show, rehearsing: bool = False):
-        self.store, self.kinds, self.show, self.rehearsing = store, kinds, show, rehearsing
+    """`wait`: whether to wait for another run that makes the same artifact, or to give up."""
+
+    def __init__(self, store: Store, kinds: Mapping[str, str], show: Show, rehearsing: bool = False, wait: bool = True):
+        self.store, self.kinds, self.show, self.rehearsing, self.wait = store, kinds, show, rehearsing, wait
         self._child: subprocess.Popen | None = None
         self._signals: list[int] = []
+        self._walking = False
+        self._last: dict[str, str] = {}
 
     def run(self, recipe: Recipe) -> Outcome:
         stages = {n: s.rehearsed() for n, s in recipe.stages.items()} if self.rehearsing else recipe.stages
-        steps = make(stages, self.store, last_keys(self.store, recipe.name))
-        if unchanged := self._unchanged(recipe, steps):
-            return Outcome(unchanged, steps, {s.name: {"state": "kept", "seconds": 0.0} for s in steps}, None, changed=False)
+        self._last = last_keys(self.store, recipe.name)
+        steps = make(stages, self.store, self._last)
+        unchanged = self._unchanged(recipe, steps)
+        if unchanged or self.store.read_only:
+            return self._kept(unchanged, steps)
         run = self.store.new_run(recipe.name)
-        journal = self.store.journal(run)
-        begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
-        journal.write("begin", **begin, resolved=recipe.resolved)
         ended: dict[str, dict[str, Any]] = {}
-        error = None
-        try:
-            with self._listening():
-                self._walk(stages, steps, run, ended)
-        except Stillhouse as problem:
-            error = problem
-        steps = make(stages, self.store)
-        journal.write("end", code=error.code if error else verdict(steps), error=str(error) if error else None)
+        with self._listening(), locks.alone(self.store.alone(run), run, None):
+            error = self._tried(recipe, stages, run, ended)
+            steps = make(stages, self.store)
+            self.store.note(run, "end", code=error.code if error else verdict(steps), error=str(error) if error else None)
         return Outcome(run, steps, ended, error, changed=True)
 
-    def _walk(self, stages: Mapping[str, Stage], steps: list[Step], run: str, ended: dict[str, dict[str, Any]]) -> None:
+    def _kept(self, run: str | None, steps: list[Step]) -> Outcome:
+        if missing := [s.name for s in steps if s.artifact is None]:
+            raise BadStore(f"{self.store.root} is read-only and lacks {', '.join(missing)}: run with another --store")
+        for step in steps if self.store.read_only else ():
+            self._verified(step)
+        return Outcome(run, steps, {s.name: {"state": "kept", "seconds": 0.0} for s in steps}, None, changed=False)
+
+    def _verified(self, step: Step) -> None:
+        try:
+            self.store.verify(step.artifact.id)
+        except Damaged as damage:
+            raise BadStore(f"{step.name}: {damage}, and the store is read-only, so that it cannot be made anew") from None
+
+    def _tried(self, recipe: Recipe, stages: Mapping[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> Stillhouse | None:
+        """The error in which it ended, if it did."""
+        try:
+            self._walking = True
+            begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
+            self.store.note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
+            self._walk(stages, run, ended)
+        except Stillhouse as problem:
+            return problem
+        except OSError as problem:
+            return room.explained(problem, self.store.root)
+        finally:
+            self._walking = False
+        return None
+
+    def _walk(self, stages: Mapping[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> None:
         """Runs the first stage that must run, plans anew with its artifact, and so on until every stage is kept."""
         while True:
+            with self.store.shared():  # what is kept is noted before sweeping could take it for unneeded
+                steps = make(stages, self.store)
+                due = next((step for step in steps if step.artifact is None), None)
+                for step in steps[: steps.index(due)] if due else steps:
+                    if step.name not in ended:
+                        self._end(run, ended, step, "kept", step.artifact.id, 0.0)
+            if due is None:
+                return
             if self._signals:  # the stage at work then was done before it saw the signal
                 raise Stopped(STOPPED, self._signals[0])
-            for step in steps:
-                if step.artifact and step.name not in ended:
-                    self._end(run, ended, step, "kept", step.artifact.id, 0.0)
-                elif step.artifact is None:
-                    self._one(step, steps, run, ended)
-                    break
-            else:
-                return
-            steps = make(stages, self.store)
+            self._one(due, steps, run, ended)
 
     def _one(self, step: Step, steps: list[Step], run: str, ended: dict[str, dict[str, Any]]) -> None:
         made = {s.name: s.artifact for s in steps}
@@ -95,30 +120,31 @@ class Runner:
             self.show.say(f"{name}: {damage}; moved to {place}, making it anew")
             return
         began = time.monotonic()
+        with self.store.shared():
+            self.store.note(run, "starts", stage=step.name, key=step.key)
         self.show.begin(step.name, step.stage.kind)
         try:
-            with self._alone(step.key):
+            with locks.alone(self.store.alone(step.key), run, self._waiting if self.wait else None):
                 artifact = self.store.find(step.key)  # somebody else may have made it while this run waited
                 id = artifact.id if artifact else self._make(step, made, run)
-        except Stillhouse as problem:
+        except (Stillhouse, OSError) as problem:
+            problem = room.explained(problem, self.store.root) if isinstance(problem, OSError) else problem
             state = "stopped" if isinstance(problem, Stopped) else "failed"
             self._end(run, ended, step, state, None, time.monotonic() - began, error=str(problem))
             problem.args = (f"{step.name}: {problem}",)
-            raise
-        self._end(run, ended, step, "made", id, time.monotonic() - began)
+            raise problem from None
+        self._end(run, ended, step, "kept" if artifact else "made", id, time.monotonic() - began)
 
     def _make(self, step: Step, made: dict[str, Any], run: str) -> str:
-        state = self.store.state(step.key)
+        """Only with the lock of its key: what a killed run left in its place can go."""
+        self.store.clear_workplaces(step.key)
+        room.require_space(self.store.root, self._size_last_time(step.name))
         began = time.monotonic()
         with self.store.workplace(step.key) as folder:
-            result = self._spawn(step, made, folder, state, self.store.root / "refs/runs" / run / f"{step.name}.log")
+            log = self.store.root / "refs/runs" / run / f"{step.name}.log"
+            result = self._spawn(step, made, folder, self.store.state(step.key), log)
             beside = {**result["beside"], "seconds": round(time.monotonic() - began, 3), "run": run}
-            try:
-                id = self.store.publish(step.key, step.image, folder, step.stage.makes, result["facts"], beside)
-            except OSError as error:
-                raise BadStore(
-                    f"cannot publish into {self.store.root}: {error.strerror}. Free space or fix the folder, then run again"
-                ) from None
+            id = self.store.publish(step.key, step.image, folder, step.stage.makes, result["facts"], beside)
         self.store.forget_state(step.key)
         return id
 
@@ -139,9 +165,10 @@ class Runner:
         fsops.replace(spec_file, json.dumps(spec).encode())
         read, write = os.pipe()
         with open(log, "ab") as output, os.fdopen(read, encoding="utf-8") as events:
-            command = [sys.executable, "-m", "pipeline.child", str(spec_file), str(write)]
+            command = [sys.executable, "-m", "pipeline.child", str(spec_file), str(write), str(os.getpid())]
             path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
             environment = {**PATIENCE, **os.environ, "PYTHONPATH": path}
+            kills = limits.memory_kills()
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[write], start_new_session=True, env=environment
             )
@@ -152,7 +179,7 @@ class Runner:
             finally:
                 self._kill()
                 self._child = None
-        return self._result(result, code, log)
+        return self._result(result, code, log, limits.memory_kills() > kills)
 
     def _follow(self, name: str, events: Iterator[str]) -> dict[str, Any]:
         last: dict[str, Any] = {}
@@ -167,17 +194,24 @@ class Runner:
                 last = event
         return last
 
-    def _result(self, event: dict[str, Any], code: int, log: Path) -> dict[str, Any]:
+    def _result(self, event: dict[str, Any], code: int, log: Path, short_of_memory: bool) -> dict[str, Any]:
         if "made" in event:
             return event["made"]
         if self._signals:
             raise Stopped(STOPPED, self._signals[0])
         if "error" in event:
             error = event["error"]
+            if error["code"] > 128:  # somebody signalled the stage itself
+                raise Stopped(STOPPED, error["code"] - 128)
             kind = BY_NAME.get(error["kind"], Stillhouse)
             raise kind(error["text"] if error["code"] != 1 else f"{error['text']}\n  the whole story: {log}")
-        how = f"was killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else f"ended with code {code} and no word"
-        raise Stillhouse(f"its process {how}; log: {log}")
+        if code == -signal.SIGKILL and short_of_memory:
+            raise Missing(
+                "the system ended it for want of memory. Lower fit.batch or fit.crop, raise fit.accumulate, give it fewer fit.workers, "
+                f"or close other programs; then run the same command again. Log: {log}"
+            )
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and no word"
+        raise Stillhouse(f"its process {how}; run the same command again. Log: {log}")
 
     # -- signals: the first asks the stage to save and stop, the second ends it at once
 
@@ -196,7 +230,9 @@ class Runner:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signals.append(number)
         if self._child is None:
-            raise Stopped(STOPPED, number)
+            if self._walking:
+                raise Stopped(STOPPED, number)
+            return  # all is done; how it ended is just being noted
         if len(self._signals) > 1:
             self._kill()
             return
@@ -213,23 +249,17 @@ class Runner:
 
     # -- small things
 
-    @contextlib.contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
-        """Two runs never make the same artifact at the same time: the second waits and then finds it made."""
-        lock = FileLock(self.store.root / "locks" / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.show.say("another run is making the same artifact: waiting for it")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _waiting(self, holder: str) -> None:
+        self.show.say(f"{holder} is making the same artifact: waiting for it")
+
+    def _size_last_time(self, name: str) -> int:
+        """Bytes of the artifact that this stage made last; 0 if it never did."""
+        id = self.store.id_of(self._last[name]) if name in self._last else None
+        return self.store.size(id) if id else 0
 
     def _end(self, run: str, ended: dict[str, dict[str, Any]], step: Step, state: str, id: str | None, seconds: float, **more: Any) -> None:
         ended[step.name] = {"state": state, "seconds": round(seconds, 3)}
-        self.store.journal(run).write("stage", stage=step.name, state=state, key=step.key, id=id, seconds=round(seconds, 3), **more)
+        self.store.note(run, "stage", stage=step.name, state=state, key=step.key, id=id, seconds=round(seconds, 3), **more)
         self.show.end(step.name, step.stage.kind, state, seconds, id)
 
     def _unchanged(self, recipe: Recipe, steps: list[Step]) -> str | None:
@@ -238,6 +268,8 @@ class Runner:
         if not runs or any(s.artifact is None for s in steps):
             return None
         entries = self.store.journal(runs[-1]).read()
+        if not entries or entries[0]["event"] != "begin":  # ended before it began
+            return None
         keys = {e["stage"]: e["key"] for e in entries if e["event"] == "stage"}
         begin, end = entries[0], entries[-1]
         same = keys == {s.name: s.key for s in steps} and begin.get("profile") == recipe.profile

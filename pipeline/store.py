@@ -3,10 +3,13 @@
 store.json                      {"schema": 1, "hash": "sha256"}
 objects/sha256/ab/<id>/         MANIFEST.json and the files of one artifact, read-only, used in place; id = sha256 of the manifest
 refs/cache/<key>.json           which artifact a key gave, and what was recorded beside it
-refs/runs/<run>/journal.jsonl   what happened in a run; logs/ beside it
+refs/runs/<run>/journal.jsonl   what happened in a run; the logs of its stages beside it
+refs/pins/<name>.json           artifacts that sweeping must keep
 keys/<key>.json                 the pre-image of the key: what `why` compares
 state/<key>/                    training state of an unfinished stage
-tmp/  locks/  quarantine/       being written; who is working on a key; what was found damaged
+tmp/  locks/  trash/            being written; who is at work; being deleted
+quarantine/                     what was found damaged: never deleted here
+ballast                         space that is given up on a full disk, so that a run can still say how it ended
 """
 
 import json
@@ -15,19 +18,20 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import fsops
+from . import fsops, locks, room
 from .artifact import Artifact
 from .errors import BadStore
 from .journal import Journal
-from .keys import canonical, digest
+from .keys import canonical, digest, seal, unseal
 
 SCHEMA = 1
-FOLDERS = ("objects/sha256", "refs/cache", "refs/runs", "keys", "state", "tmp", "locks", "quarantine")
+FOLDERS = ("objects/sha256", "refs/cache", "refs/runs", "refs/pins", "keys", "state", "tmp", "locks", "trash", "quarantine")
 FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+BALLAST = 1 << 20  # bytes
 
 
 class Damaged(Exception):
@@ -39,26 +43,53 @@ class Damaged(Exception):
 
 
 class Store:
-    def __init__(self, root: Path):
-        self.root = root.absolute()
+    def __init__(self, root: Path, network: bool = False):
+        """`network`: a network file system is accepted, with what it lacks."""
+        self.root, self.network = root.absolute(), network
+        self.read_only = room.is_read_only(self.root)
         self._verified: set[str] = set()
 
     def prepare(self) -> "Store":
-        """Makes the folders of a new store, or checks that this one can be used."""
+        """Makes the folders of a new store, or checks that this one can be used. A read-only one is used as it is."""
         if not (self.root / "store.json").exists() and self._strangers():  # another run may be making this store right now
             raise BadStore(f"{self.root} holds {self._strangers()[0]!r} and is not a store: choose another folder with --store")
-        for folder in FOLDERS:
-            fsops.make_folder(self.root / folder)
-        if not (self.root / "store.json").exists():
-            fsops.replace(self.root / "store.json", canonical({"schema": SCHEMA, "hash": "sha256"}))
+        self.guarded()
+        if not self.read_only:
+            for folder in FOLDERS:
+                fsops.make_folder(self.root / folder)
+            if not (self.root / "store.json").exists():
+                self._begin()
+            self._load_ballast()
         self._check_schema()
         return self
+
+    def guarded(self) -> "Store":
+        """Refuses a store that others may write to, or whose file system promises too little."""
+        room.require_ours(self.root)
+        room.require_local(self.root, self.network)
+        return self
+
+    def require_writable(self) -> None:
+        if self.read_only:
+            raise BadStore(f"{self.root} is read-only: what it holds can be used, nothing can be added; choose another store with --store")
+
+    def shared(self) -> AbstractContextManager[None]:
+        """Held while an artifact gets its name and its ref, and while a run notes what it keeps: sweeping waits."""
+        return locks.held(self.root / "locks/store.lock", exclusive=False)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Held while sweeping decides what nobody needs."""
+        return locks.held(self.root / "locks/store.lock", exclusive=True)
+
+    def alone(self, name: str) -> Path:
+        """The lock of one key or one run."""
+        return self.root / "locks" / f"{name}.lock"
 
     # -- what is there
 
     def find(self, key: str, name: str = "") -> Artifact | None:
         """The artifact that this key gave, if its manifest is intact. Its files are verified when a stage opens them."""
-        ref = self._json(self.root / "refs/cache" / f"{key}.json")
+        ref = self._record(self.root / "refs/cache" / f"{key}.json")
         if ref is None:
             return None
         try:
@@ -66,6 +97,24 @@ class Store:
         except Damaged:
             return None
         return Artifact(name, manifest["kind"], ref["id"], self.folder(ref["id"]), manifest["facts"], ref["beside"])
+
+    def id_of(self, key: str) -> str | None:
+        """The id that a key points to, whether or not the artifact is there and sound."""
+        ref = self._record(self.root / "refs/cache" / f"{key}.json")
+        return ref["id"] if ref else None
+
+    def kind(self, id: str) -> str:
+        try:
+            return self.manifest(id)["kind"]
+        except Damaged:
+            return "damaged"
+
+    def size(self, id: str) -> int:
+        """Bytes of the files of an artifact, as its manifest tells; 0 where that is damaged."""
+        try:
+            return sum(f["size"] for f in self.manifest(id)["files"].values())
+        except Damaged:
+            return 0
 
     def folder(self, id: str) -> Path:
         return self.root / "objects/sha256" / id[:2] / id
@@ -112,11 +161,17 @@ class Store:
     @contextmanager
     def workplace(self, key: str) -> Iterator[Path]:
         """An empty private folder to write an artifact into; gone afterwards unless it was published."""
-        folder = self.root / "tmp" / f"{key[:16]}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        self.require_writable()
+        folder = self.root / "tmp" / f"{key}.{socket.gethostname()[:64]}.{os.getpid()}.{secrets.token_hex(4)}"
         fsops.make_folder(folder)
         try:
             yield folder
         finally:
+            fsops.remove(folder)
+
+    def clear_workplaces(self, key: str) -> None:
+        """Deletes what killed runs left of this key. Only whoever holds the lock of the key may call this."""
+        for folder in self.root.glob(f"tmp/{key}.*"):
             fsops.remove(folder)
 
     def publish(self, key: str, image: dict[str, Any], folder: Path, kind: str, facts: dict[str, Any], beside: dict[str, Any]) -> str:
@@ -131,28 +186,23 @@ class Store:
         fsops.write_new(folder / "MANIFEST.json", canonical(manifest))
         fsops.freeze(folder)
         fsops.sync_folder(folder)
-        target = self.folder(id)
-        fsops.make_folder(target.parent)
-        if fsops.rename_folder(folder, target):
-            os.chmod(target, 0o555)
-            self._verified.add(id)
-        else:
-            self._keep_the_sound_one(id, folder)
-        fsops.replace(self.root / "keys" / f"{key}.json", canonical(image))
-        fsops.replace(self.root / "refs/cache" / f"{key}.json", canonical({"id": id, "beside": beside}))
+        with self.shared():
+            self._place(id, folder)
+            fsops.replace(self.root / "keys" / f"{key}.json", seal(image))
+            fsops.replace(self.root / "refs/cache" / f"{key}.json", seal({"id": id, "beside": beside}))
         return id
 
     def quarantine(self, damage: Damaged) -> Path:
         """Moves a damaged artifact out of the way, so that the stage that made it runs again. Nothing is deleted."""
-        n = 1
-        while (place := self.root / "quarantine" / f"{damage.id}.{n}").exists():
-            n += 1
-        if (folder := self.folder(damage.id)).exists():
+        self.require_writable()
+        place = self.root / "quarantine" / f"{damage.id}.{secrets.token_hex(4)}"
+        folder = self.folder(damage.id)
+        try:
             os.chmod(folder, 0o700)
             fsops.rename_folder(folder, place)
-        else:
+        except FileNotFoundError:  # it is missing, or another run moved it just now
             fsops.make_folder(place)
-        fsops.replace(place.with_suffix(f".{n}.reason.json"), canonical({"id": damage.id, "what": damage.what}))
+        fsops.write_new(place.with_suffix(f"{place.suffix}.json"), canonical({"id": damage.id, "what": damage.what}))
         self._verified.discard(damage.id)
         return place
 
@@ -168,10 +218,11 @@ class Store:
         fsops.remove(self.root / "state" / key)
 
     def pre_image(self, key: str) -> dict[str, Any] | None:
-        return self._json(self.root / "keys" / f"{key}.json")
+        return self._record(self.root / "keys" / f"{key}.json")
 
     def new_run(self, name: str) -> str:
         """Claims the next number of this recipe's runs: `quickstart-3`."""
+        self.require_writable()
         number = max((n for _, n in _numbered(self.runs(), name)), default=0) + 1
         while True:
             try:
@@ -189,31 +240,83 @@ class Store:
             return [run for run, _ in sorted(_numbered(found, name), key=lambda pair: pair[1])]
         return sorted(found, key=lambda run: (run.rpartition("-")[0], int(run.rpartition("-")[2])))
 
+    def next_sequence(self) -> int:
+        """The place of a new run among all of them; clocks may go backwards, this does not. Two runs begun at once may share it."""
+        return 1 + max((self.sequence(run) for run in self.runs()), default=0)
+
+    def sequence(self, run: str) -> int:
+        entries = self.journal(run).read()
+        return entries[0].get("sequence", 0) if entries else 0
+
     def journal(self, run: str) -> Journal:
         return Journal(self.root / "refs/runs" / run / "journal.jsonl")
 
+    def note(self, run: str, event: str, **facts: Any) -> None:
+        """One line into the journal of a run, also on a full disk: the ballast makes room for it."""
+        try:
+            self.journal(run).write(event, **facts)
+        except OSError as error:
+            if error.errno not in room.FULL or not (self.root / "ballast").exists():
+                raise
+            fsops.remove(self.root / "ballast")
+            self.journal(run).write(event, **facts)
+
     # -- inside
+
+    def _begin(self) -> None:
+        """store.json comes last: where it is there, the folders are safe, also those that a killed process made and did not sync."""
+        for parent in sorted({(self.root / folder).parent for folder in FOLDERS}):
+            fsops.sync_folder(parent)
+        fsops.replace(self.root / "store.json", canonical({"schema": SCHEMA, "hash": "sha256"}))
+
+    def _place(self, id: str, folder: Path) -> None:
+        target = self.folder(id)
+        fsops.make_folder(target.parent)
+        fsops.sync_folder(target.parent.parent)  # also where a process made the folder and was killed before it synced
+        if fsops.rename_folder(folder, target):
+            os.chmod(target, 0o555)
+        else:
+            self._keep_the_sound_one(id, folder)
+        self._verified.add(id)
 
     def _keep_the_sound_one(self, id: str, folder: Path) -> None:
         """The same artifact is there already: use it if it is sound, else put this copy in its place."""
         try:
+            self._verified.discard(id)
             self.verify(id)
         except Damaged as damage:
             self.quarantine(damage)
-            fsops.rename_folder(folder, self.folder(id))
+            self._place(id, folder)
+
+    def _load_ballast(self) -> None:
+        file = self.root / "ballast"
+        if file.exists() or room.free_bytes(self.root) < 2 * BALLAST:
+            return
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, BALLAST)
+        finally:
+            os.close(fd)
 
     def _strangers(self) -> list[str]:
         ours = {folder.partition("/")[0] for folder in FOLDERS}
         return [p.name for p in self.root.iterdir() if p.name not in ours and "store.json" not in p.name] if self.root.exists() else []
 
     def _check_schema(self) -> None:
-        found = self._json(self.root / "store.json") or {}
-        if found.get("schema") != SCHEMA:
-            raise BadStore(f"{self.root} has store schema {found.get('schema')!r}, this version reads {SCHEMA}")
-
-    def _json(self, path: Path) -> Any:
         try:
-            return _parse(path.read_bytes())
+            found = _parse((self.root / "store.json").read_bytes())
+        except OSError as error:
+            raise room.explained(error, self.root) from None
+        if not isinstance(found, dict) or not isinstance(found.get("schema"), int):
+            raise BadStore(
+                f"{self.root}/store.json is damaged: `python -m pipeline store fsck --repair --store {self.root}` writes it anew"
+            )
+        if found["schema"] != SCHEMA:
+            raise BadStore(f"{self.root} has store schema {found['schema']}, this version reads {SCHEMA}: use a newer version")
+
+    def _record(self, path: Path) -> Any:
+        try:
+            return unseal(path.read_bytes())
         except OSError:
             return None
 

@@ -3,54 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-RECIPE = """
-name: toy
-stages:
-  one: {kind: number, value: 1}
-  two: {kind: number, value: 2}
-  sum: {kind: sum, of: [one, two]}
-  far: {kind: count, of: one, steps: 3}
-  judge: {kind: judge, of: sum, at_most: 10}
-profiles:
-  cpu: {stages.two.value: 20}
-"""
-
-
-class Place:
-    def __init__(self, folder):
-        self.folder, self.recipe = folder, folder / "toy.yaml"
-        self.recipe.write_text(RECIPE)
-        self.environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}", "TOY_DEVICE": "1"}
-
-    def start(self, *arguments):
-        command = [sys.executable, str(HERE / "toy_main.py"), *map(str, arguments)]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": self.folder, "env": self.environment}
-        return subprocess.Popen(command, start_new_session=True, **options)
-
-    def call(self, *arguments, code=0):
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == code, out + err
-        assert "Traceback" not in out + err
-        return out + err
-
-    def run(self, *more, code=0):
-        return self.call("run", self.recipe, "--profile", "none", *more, code=code)
-
-    def edit(self, old, new):
-        assert old in self.recipe.read_text()
-        self.recipe.write_text(self.recipe.read_text().replace(old, new))
-
-    def states(self, run):
-        return {line.split()[0]: line.split()[1] for line in self.call("ls", run).splitlines()}
+from tests.pipeline.toy_place import Place, wait_for
 
 
 @pytest.fixture
@@ -270,13 +228,6 @@ def test_the_report_can_be_written_again(place):
     page.unlink()
     place.call("report", "toy-1")
     assert page.exists() and json.loads((page.parent / "page.json").read_text())["run"] == "toy-1"
-
-
-def wait_for(process, words):
-    for line in process.stdout:
-        if words in line:
-            return
-    raise AssertionError(process.stderr.read())
 
 
 def _read(path):

@@ -1,0 +1,106 @@
+"""Reads a store from end to end and compares every byte with what was promised; can put aside what does not hold."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import fsops
+from .journal import whole
+from .keys import canonical, digest, unseal
+from .store import SCHEMA, Damaged, Store
+
+
+@dataclass(frozen=True)
+class Finding:
+    where: str
+    what: str
+    repaired: bool
+
+
+def examine(store: Store, n: int = 1, t: int = 1, repair: bool = False) -> Iterator[Finding]:
+    """Every record, and the n-th of t parts of the artifacts. A repair deletes nothing: what is damaged goes to quarantine/."""
+    if repair:
+        store.require_writable()
+    checks = (_identity(store, repair), _artifacts(store, n, t, repair), _records(store, repair), _journals(store, repair))
+    for check in checks:
+        yield from check
+
+
+def _identity(store: Store, repair: bool) -> Iterator[Finding]:
+    file = store.root / "store.json"
+    try:
+        found = json.loads(file.read_bytes())
+        sound = isinstance(found, dict) and isinstance(found.get("schema"), int)
+    except (OSError, ValueError):
+        sound = False
+    if not sound:
+        if repair:
+            fsops.replace(file, canonical({"schema": SCHEMA, "hash": "sha256"}))
+        yield Finding("store.json", "is missing or damaged", repair)
+
+
+def _artifacts(store: Store, n: int, t: int, repair: bool) -> Iterator[Finding]:
+    fresh = Store(store.root)  # remembers nothing as verified
+    for folder in sorted(store.root.glob("objects/sha256/*/*")):
+        if _part(folder.name, t) != n - 1:
+            continue
+        try:
+            fresh.verify(folder.name)
+        except Damaged as damage:
+            if repair:
+                fresh.quarantine(damage)
+            yield Finding(f"artifact {folder.name[:12]}", damage.what, repair)
+
+
+def _records(store: Store, repair: bool) -> Iterator[Finding]:
+    """Refs, pre-images of keys, and pins: whole, and true to the name they carry."""
+    for folder in ("refs/cache", "keys", "refs/pins"):
+        for file in sorted(store.root.glob(f"{folder}/[!.]*.json")):
+            record = unseal(file.read_bytes())
+            if wrong := _wrong(folder, file.stem, record, store):
+                if repair:
+                    _put_aside(store, file)
+                yield Finding(f"{folder}/{file.name}", wrong, repair)
+
+
+def _wrong(folder: str, name: str, record: Any, store: Store) -> str | None:
+    if record is None:
+        return "is damaged"
+    if folder == "keys":
+        return None if digest(record) == name else "is the pre-image of another key"
+    ids = record["ids"] if folder == "refs/pins" else [record["id"]]
+    missing = [id[:12] for id in ids if not store.folder(id).is_dir()]
+    return f"names {', '.join(missing)}, which is not there" if missing else None
+
+
+def _journals(store: Store, repair: bool) -> Iterator[Finding]:
+    """A line that a power cut tore is among them: readers skip it, and a repair takes it out."""
+    for run in store.runs():
+        file = store.journal(run).path
+        lines = [line for line in file.read_bytes().split(b"\n") if line] if file.exists() else []
+        bad = [n for n, line in enumerate(lines, 1) if not whole(line)]
+        if not bad:
+            continue
+        if repair:
+            _put_aside(store, file, copy=True)
+            fsops.replace(file, b"".join(b"\n" + line + b"\n" for line in lines if whole(line)))
+        yield Finding(f"refs/runs/{run}/journal.jsonl", f"entries that cannot be read: {', '.join(map(str, bad))} of {len(lines)}", repair)
+
+
+def _put_aside(store: Store, file: Path, copy: bool = False) -> None:
+    place = store.root / "quarantine" / "-".join(file.relative_to(store.root).parts)
+    n = 1
+    while (target := place.with_name(f"{place.name}.{n}")).exists():
+        n += 1
+    if copy:
+        fsops.write_new(target, file.read_bytes())
+    else:
+        file.rename(target)
+        fsops.sync_folder(target.parent)
+
+
+def _part(id: str, t: int) -> int:
+    """Spreads artifacts evenly over t parts, the same way every time."""
+    return int(digest(id)[:8], 16) % t

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-full test-optimum lint pin clean
+.PHONY: demo test test-full test-optimum faults lint pin clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ test-optimum:  ## export of transformers models through optimum-onnx, which need
 	.venv-optimum/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,optimum,dev]"
 	OMP_NUM_THREADS=1 .venv-optimum/bin/python -m pytest -q tests/stages/test_optimum.py
 
+faults: $(VENV)/.installed  ## every fault test in full (up to 3 hours on 2 cores; Ctrl-C and call again to go on), then the table
+	OMP_NUM_THREADS=1 $(RUN) tests/faults --table docs/faults.md
+
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
@@ -33,4 +36,4 @@ pin: $(VENV)/.installed  ## after a change of behaviour: raise `version` in the 
 	$(RUN) tests/versions.py --write
 
 clean:
-	rm -rf $(VENV) .venv-optimum .stillhouse runs
+	rm -rf $(VENV) .venv-optimum .stillhouse runs .faults

@@ -1,6 +1,10 @@
 """The one place where the parts meet: the command line gets the stage kinds, the device probe and the page."""
 
 import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a command without a traceback, from here on; the runner sets its own
+
 import sys
 from pathlib import Path
 
@@ -8,7 +12,6 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a command without a traceback; the runner sets its own
     import kernels
     import stages
 

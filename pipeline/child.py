@@ -6,6 +6,7 @@ descriptor to which the child writes one JSON object per line:
 What the stage prints goes to the log of the run.
 """
 
+import contextlib
 import errno
 import importlib
 import json
@@ -68,7 +69,7 @@ def main(spec_file: str, events_fd: str, parent: str) -> int:
     limits.confine(int(parent))
     events = Events(int(events_fd))
     try:
-        made = _run(json.loads(Path(spec_file).read_text(encoding="utf-8")), events)
+        made = _run(json.load(sys.stdin), events)
         events.write(made={"facts": made.facts, "beside": made.beside})
     except Exception as error:
         error = _told(error, Path(spec_file).parent)
@@ -90,7 +91,8 @@ def _told(error: Exception, store: Path) -> Stillhouse:
     """What the runner hears of it. A full or failing disk is no bug of the stage; libraries do not always say that it was the disk."""
     if isinstance(error, Stillhouse):
         return error
-    traceback.print_exc()
+    with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+        traceback.print_exc()
     if isinstance(error, OSError) and error.errno in room.STORAGE:
         return room.explained(error, store)
     if room.full(store) or "No space left on device" in str(error):

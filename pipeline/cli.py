@@ -27,6 +27,14 @@ class Parts:
 
 
 def main(arguments: list[str], parts: Parts) -> int:
+    from . import secrets
+    from .show import discreet
+
+    with discreet(secrets.known(arguments)):
+        return _main(arguments, parts)
+
+
+def _main(arguments: list[str], parts: Parts) -> int:
     try:
         asked = parser().parse_args(arguments)
         return asked.command(asked, parts) or 0
@@ -38,8 +46,8 @@ def main(arguments: list[str], parts: Parts) -> int:
     except BrokenPipeError:  # `... | head` closed its end
         sys.stderr.close()
         return 0
-    except OSError as error:  # a stage's are told by the runner; these are of the store, or of where pages go
-        explained = room.explained(error, Path(error.filename).parent if error.filename else Path())
+    except OSError as error:  # a stage's are told by the runner; these are of the store, of where pages go, or of a path in a recipe
+        explained = room.explained(error, asked.store.absolute())
         print(explained, file=sys.stderr)
         return explained.code
 
@@ -190,16 +198,18 @@ def _run(recipe: Any, store: Store, asked: argparse.Namespace, parts: Parts) -> 
 
     show = choose()
     began = time.monotonic()
-    try:
-        outcome = Runner(store, parts.kinds, show, wait=not asked.no_wait).run(recipe)
-        if not outcome.changed:
-            for step in outcome.steps:
-                show.end(step.name, step.stage.kind, "kept", 0.0, step.artifact.id)
-    finally:
-        show.close()
-    tell(f"{outcome.run or recipe.name}: {time.monotonic() - began:.1f} s" + ("" if outcome.changed else ", every stage kept"))
-    if outcome.run:
-        _leave(outcome, store, asked.out, parts)
+    runner = Runner(store, parts.kinds, show, wait=not asked.no_wait)
+    with runner.held:
+        try:
+            outcome = runner.run(recipe)
+            if not outcome.changed:
+                for step in outcome.steps:
+                    show.end(step.name, step.stage.kind, "kept", 0.0, step.artifact.id)
+        finally:
+            show.close()
+        tell(f"{outcome.run or recipe.name}: {time.monotonic() - began:.1f} s" + ("" if outcome.changed else ", every stage kept"))
+        if outcome.run:
+            _leave(outcome, store, asked.out, parts)
     if outcome.error:
         raise outcome.error
     return _judge(outcome, f" ({recipe.profile} profile)" if recipe.profile else "")
@@ -244,7 +254,9 @@ def _rehearse(recipe: Any, asked: argparse.Namespace, parts: Parts) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
             store = Store(Path(folder) / "store", network=True).prepare()
-            outcome = Runner(store, parts.kinds, show, rehearsing=True).run(recipe)
+            runner = Runner(store, parts.kinds, show, rehearsing=True)
+            with runner.held:
+                outcome = runner.run(recipe)
             if outcome.error:
                 _keep_logs(store, outcome.run, asked.out)
                 raise outcome.error

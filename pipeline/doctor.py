@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .show import plain
+
 NAME = re.compile(r"^[A-Za-z0-9._-]+")
 EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
 
@@ -15,10 +17,10 @@ EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
 def examine(store: Path, parts: Any) -> int:
     """Prints one line per finding. Returns 0, or 2 when something that every run needs is missing."""
     for name, value in parts.machine().items():
-        print(f"{name:<14} {', '.join(map(str, value)) or 'none' if isinstance(value, list) else value}")
+        print(plain(f"{name:<14} {', '.join(map(str, value)) or 'none' if isinstance(value, list) else value}"))
     print(f"{'CUDA device':<14} {'found' if parts.has_device() else 'none: recipes take their cpu profile'}")
     free = shutil.disk_usage(next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())).free
-    print(f"{'store':<14} {store} ({'there' if (store / 'store.json').exists() else 'not made yet'}), {free / 1e9:.0f} GB free")
+    print(plain(f"{'store':<14} {store} ({'there' if (store / 'store.json').exists() else 'not made yet'}), {free / 1e9:.0f} GB free"))
     missing = _packages()
     if importlib.util.find_spec("torchvision"):
         print("torchvision is installed: nothing here needs it, and a build that does not match torch breaks transformers")

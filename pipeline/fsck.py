@@ -1,6 +1,6 @@
 """Reads a store from end to end and compares every byte with what was promised; can put aside what does not hold."""
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any
 from . import fsops
 from .journal import whole
 from .keys import canonical, digest, unseal
-from .store import SCHEMA, Damaged, Store
+from .secrets import HIDDEN
+from .store import SCHEMA, Damaged, Store, identity
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ def examine(store: Store, n: int = 1, t: int = 1, repair: bool = False) -> Itera
 def _identity(store: Store, repair: bool) -> Iterator[Finding]:
     file = store.root / "store.json"
     try:
-        found = json.loads(file.read_bytes())
-        sound = isinstance(found, dict) and isinstance(found.get("schema"), int)
-    except (OSError, ValueError):
-        sound = False
-    if not sound:
-        if repair:
-            fsops.replace(file, canonical({"schema": SCHEMA, "hash": "sha256"}))
-        yield Finding("store.json", "is missing or damaged", repair)
+        found = identity(fsops.read(file))
+    except OSError:
+        found = None
+    if found is not None:
+        store.check_schema()  # a newer store is none to judge, still less to repair
+        return
+    if repair:
+        if os.path.lexists(file):
+            _put_aside(store, file)
+        fsops.replace(file, canonical({"schema": SCHEMA, "hash": "sha256"}))
+    yield Finding("store.json", "is missing or damaged", repair)
 
 
 def _artifacts(store: Store, n: int, t: int, repair: bool) -> Iterator[Finding]:
@@ -58,7 +62,10 @@ def _records(store: Store, repair: bool) -> Iterator[Finding]:
     """Refs, pre-images of keys, and pins: whole, and true to the name they carry."""
     for folder in ("refs/cache", "keys", "refs/pins"):
         for file in sorted(store.root.glob(f"{folder}/[!.]*.json")):
-            record = unseal(file.read_bytes())
+            try:
+                record = unseal(fsops.read(file))
+            except OSError:
+                record = None
             if wrong := _wrong(folder, file.stem, record, store):
                 if repair:
                     _put_aside(store, file)
@@ -69,7 +76,10 @@ def _wrong(folder: str, name: str, record: Any, store: Store) -> str | None:
     if record is None:
         return "is damaged"
     if folder == "keys":
-        return None if digest(record) == name else "is the pre-image of another key"
+        redacted = HIDDEN in canonical(record).decode()  # a password was struck out of it
+        return None if redacted or digest(record) == name else "is the pre-image of another key"
+    if folder == "refs/cache" and record["key"] != name:
+        return "is the ref of another key"
     ids = record["ids"] if folder == "refs/pins" else [record["id"]]
     missing = [id[:12] for id in ids if not store.folder(id).is_dir()]
     return f"names {', '.join(missing)}, which is not there" if missing else None
@@ -91,6 +101,7 @@ def _journals(store: Store, repair: bool) -> Iterator[Finding]:
 
 def _put_aside(store: Store, file: Path, copy: bool = False) -> None:
     place = store.root / "quarantine" / "-".join(file.relative_to(store.root).parts)
+    fsops.make_folder(place.parent)
     n = 1
     while (target := place.with_name(f"{place.name}.{n}")).exists():
         n += 1

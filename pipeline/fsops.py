@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 CHUNK = 1 << 20  # bytes
 
@@ -105,12 +106,24 @@ def remove(path: Path) -> None:
         os.rmdir(path)
 
 
+def read(path: Path) -> bytes:
+    """All of a regular file."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A regular file, for reading; no link is followed, and a pipe under its name makes nobody wait."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(fd, "rb")
+
+
 def sha256(path: Path) -> tuple[int, str]:
     """Size in bytes and digest of a regular file; a link is not followed."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open_plain(path) as file:
         size, hasher = 0, hashlib.sha256()
         while chunk := file.read(CHUNK):
             size += len(chunk)

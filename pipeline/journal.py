@@ -24,6 +24,11 @@ class Journal:
             return []
         return [entry for line in self.path.read_bytes().split(b"\n") if (entry := _decode(line)) is not None]
 
+    def damaged(self) -> str:
+        """The numbers of entries that cannot be read, but for the last: a kill may tear that one."""
+        lines = [line for line in self.path.read_bytes().split(b"\n") if line] if self.path.exists() else []
+        return ", ".join(str(n) for n, line in enumerate(lines[:-1], 1) if not whole(line))
+
 
 def whole(line: bytes) -> bool:
     return _decode(line) is not None

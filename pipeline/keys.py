@@ -50,7 +50,7 @@ def taken(stage: Stage) -> dict[str, tuple[Takes, list[str]]]:
 def pre_image(stage: Stage, ids: Mapping[str, str | None]) -> dict[str, Any]:
     """Everything the result depends on. `ids` maps stage names to artifact ids; None where the input is yet to be made."""
     fields = taken(stage)
-    inputs = {f: {n: ids[n] for n in names} if takes.named else [ids[n] for n in names] for f, (takes, names) in fields.items()}
+    inputs = {f: [[n, ids[n]] if takes.named else ids[n] for n in names] for f, (takes, names) in fields.items()}
     return {
         "schema": SCHEMA,
         "stage": stage.kind,

@@ -15,13 +15,15 @@ from filelock import FileLock, Timeout
 
 from .errors import Busy
 
+MOMENT = 1.0  # seconds; looking whether a lock is free takes it for an instant
+
 
 @contextlib.contextmanager
 def alone(path: Path, who: str, waiting: Callable[[str], None] | None) -> Iterator[None]:
     """One holder at a time. `who` is what the others are told; `waiting` is called once with the holder, or without it: Busy."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0 if waiting else MOMENT)
     except Timeout:
         if waiting is None:
             raise Busy(f"{holder(path)} is at work on it; without --no-wait this run would wait for it") from None

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .parse import Mark, Path
-from .problems import Problem, meant, meant_or_listed, shown
+from .parse import DEPTH, Mark, Path
+from .problems import Problem, meant, meant_or_listed, shortened, shown
 from .shape import ANY, Shape
 
 
@@ -18,24 +18,29 @@ class Draft:
 
     def __init__(self, name: str, data: dict[str, Any], marks: dict[Path, Mark]):
         self.name, self.marks = name, marks
-        self.data = deepcopy(data)
+        self.data = dict(data)
+        if isinstance(data.get("stages"), dict):
+            self.data["stages"] = dict(data["stages"])  # a stage is copied once an overlay touches it
+        self.touched: set[str] = set()
         self.overlays: list[tuple[Path, Path | str]] = []  # (path that was set, path of its profile entry or the --set itself)
 
     def problem(self, path: Path, text: str, at_key: bool = False, note: str = "") -> Problem:
         """A problem with what stands at this path, located in the file or on the command line."""
         where, line, column = self._located(path, at_key)
-        return Problem(where, line, column, f"{dotted(path)}: {text}{note}" if path else text + note)
+        return Problem(where, line, column, f"{shortened(dotted(path))}: {text}{note}" if path else text + note)
 
     def lay(self, words: str, value: Any, source: Path | str, shapes: dict[str, Shape]) -> str | None:
-        """Sets one dotted path; `shapes` are those of the stages by name. Returns what is wrong with the path, if anything.
-
-        The value becomes part of the draft, which later overlays may change.
-        """
+        """Sets one dotted path; `shapes` are those of the stages by name. Returns what is wrong with the path, if anything."""
         steps = words.split(".")
         if wrong := self._reached(steps, shapes):
             return wrong
+        if len(steps) + _depth(value) > DEPTH:  # laid often enough, overlays would nest as deep as they like
+            return f"nested deeper than {DEPTH} levels"
+        if len(steps) > 1 and steps[1] not in self.touched:
+            self.touched.add(steps[1])
+            self.data["stages"][steps[1]] = deepcopy(self.data["stages"][steps[1]])
         path, holder = self._holder(steps, shapes)
-        holder[path[-1]] = value
+        holder[path[-1]] = deepcopy(value)
         self.overlays.append((path, source))
         return None
 
@@ -95,7 +100,7 @@ def _missing(shape: Shape, node: Any, steps: list[str], at: int) -> str | None:
     """Why steps[at:] does not exist in `node`, or None."""
     for i in range(at, len(steps)):
         shape = shape.fitting(node) or ANY
-        key, so_far = _key(node, steps[i]), ".".join(steps[:i])
+        key, so_far = _key(node, steps[i]), shortened(".".join(steps[:i]))
         if isinstance(node, list):
             if not isinstance(key, int) or key >= len(node):
                 return f"no such path: {so_far} is a list of {len(node)}, counted from 0"
@@ -111,6 +116,11 @@ def _missing(shape: Shape, node: Any, steps: list[str], at: int) -> str | None:
 
 def _key(node: Any, step: str) -> str | int:
     return int(step) if isinstance(node, list) and step.isascii() and step.isdigit() and len(step) < 6 else step
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _default(shape: Shape | None, key: str | int) -> Any:

@@ -34,7 +34,10 @@ def pinned(store: Store) -> dict[str, list[str]]:
     """What is pinned, and the ids behind it. A damaged pin is an error: what it kept is not known, so nothing may be swept."""
     found = {}
     for file in sorted(store.root.glob("refs/pins/[!.]*.json")):
-        record = unseal(file.read_bytes())
+        try:
+            record = unseal(fsops.read(file))
+        except OSError:
+            record = None
         if record is None:
             raise BadStore(f"{file} is damaged: pin what it named again, or remove it, then repeat")
         found[record["what"]] = record["ids"]

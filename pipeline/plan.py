@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import secrets
 from .artifact import Artifact
 from .keys import differences, digest, pre_image, taken
 from .stage import Stage
@@ -61,8 +62,10 @@ def _reasons(store: Store, last: str | None, image: dict[str, Any], waiting: lis
         return [f"never made; waits for {', '.join(waiting)}" if waiting else "never made"]
     if key == last:
         return ["its artifact is missing or damaged in the store"]
-    found = [_say(*difference) for difference in differences(before, image) if not _is_unknown(difference)]
-    return found + [f"{name} will be made anew" for name in waiting]
+    now = secrets.redacted(image, secrets.known(image))  # as the store keeps it
+    found = [_say(*difference) for difference in differences(before, now) if not _is_unknown(difference)]
+    found += [f"{name} will be made anew" for name in waiting]
+    return found or ["a password or token in its settings has changed"]
 
 
 def _is_unknown(difference: tuple[str, Any, Any]) -> bool:

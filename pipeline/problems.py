@@ -1,7 +1,6 @@
 """A recipe is told all its faults at once: one line each, in the order of the file, on one screen."""
 
 import difflib
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -9,8 +8,8 @@ from .errors import BadRecipe
 
 SCREEN = 20  # lines
 LINE = 400  # characters of one problem at most
-
-_hidden = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\u2028-\u202e\u2066-\u2069\ufeff]")
+PLACE = 160  # characters of the place of a problem, or of a path in its text
+ENOUGH = 60  # problems after which nobody looks for more: explaining ten thousand takes seconds, and one screen is shown
 
 
 class Problem(NamedTuple):
@@ -25,25 +24,27 @@ class Problem(NamedTuple):
 def together(problems: Iterable[Problem]) -> BadRecipe:
     """One error that holds them all, sorted as the file reads, each said once."""
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.line == 0, p.line, p.column))
-    lines = [_short(visible(f"{p.where}  {p.text}"), LINE) for p in ordered]
-    if len(lines) > SCREEN:
-        lines = [*lines[:SCREEN], f"and {len(lines) - SCREEN} more"]
+    lines = [_short(visible(f"{shortened(p.where)}  {p.text}"), LINE) for p in ordered[:SCREEN]]
+    if len(ordered) > SCREEN:
+        lines.append(f"and {len(ordered) - SCREEN} more" + (" at least" if len(ordered) >= ENOUGH else ""))
     return BadRecipe("\n".join(lines))
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant: one slip of the finger away, else alike to the eye of difflib."""
-    known = [k for k in known if k != word]
-    slips = [k for k in known if _one_slip(word, k)]
-    # Among several, a letter too many or too few or swapped keeps more of the word than a replaced one; difflib ranks that.
-    close = difflib.get_close_matches(word, slips or known, n=1, cutoff=0.0 if slips else 0.6)
-    return close[0] if close else None
+def near(word: str, known: Iterable[str]) -> list[str]:
+    """The known word that was probably meant; two or three where nothing tells them apart, none where more are equally near."""
+    known = [k for k in dict.fromkeys(known) if k != word]
+    slips = [(k, rank) for k in known if (rank := _slip(word, k)) is not None]
+    if not slips:
+        return difflib.get_close_matches(word, known, n=1)
+    best = min(rank for _, rank in slips)
+    alike = [k for k, rank in slips if rank == best]
+    return alike if len(alike) <= 3 else []
 
 
 def meant(word: str, known: Iterable[str], prefix: str = "") -> str:
     """What follows a complaint about an unknown word: a suggestion, or nothing."""
-    found = nearest(word, known)
-    return f"; did you mean {prefix}{found}?" if found else ""
+    found = near(word, known)
+    return f"; did you mean {listed(prefix + f for f in found)}?" if found else ""
 
 
 def meant_or_listed(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -65,9 +66,18 @@ def shown(value: object, most: int = 60) -> str:
     return _short(_written(value), most)
 
 
+def shortened(text: str, most: int = PLACE) -> str:
+    """A place or a path cut in its middle, since both of its ends tell something."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
+
+
 def visible(text: str) -> str:
-    """Text for a terminal: what a terminal would obey (escapes, line breaks, changes of direction) is spelled out."""
-    return _hidden.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
+    """Text for a terminal: what it would obey or not show (escapes, line breaks, changes of direction, empty blanks) is spelled out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _spelled(c) for c in text)
+
+
+def _spelled(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def _written(value: object, room: int = 200) -> str:
@@ -84,10 +94,15 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _one_slip(a: str, b: str) -> bool:
-    """Whether one letter was added, left out, replaced, or swapped with its neighbour."""
-    if abs(len(a) - len(b)) > 1 or max(len(a), len(b)) < 2:
-        return False
-    i = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    swapped = a[i : i + 2] == b[i : i + 2][::-1] and a[i + 2 :] == b[i + 2 :]
-    return a[i + 1 :] == b[i + 1 :] or a[i:] == b[i + 1 :] or a[i + 1 :] == b[i:] or swapped
+def _slip(typed: str, word: str) -> int | None:
+    """How far from the word one slip of the finger led: 0 capitals or two letters swapped, 1 one too many or too few, 2 one replaced."""
+    if abs(len(typed) - len(word)) > 1 or max(len(typed), len(word)) < 2:
+        return None
+    if typed.lower() == word.lower():
+        return 0
+    i = next((i for i, (x, y) in enumerate(zip(typed, word, strict=False)) if x != y), min(len(typed), len(word)))
+    if typed[i : i + 2] == word[i : i + 2][::-1] and typed[i + 2 :] == word[i + 2 :]:
+        return 0
+    if typed[i + 1 :] == word[i:] or typed[i:] == word[i + 1 :]:
+        return 1
+    return 2 if typed[i + 1 :] == word[i + 1 :] else None

@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,8 +18,8 @@ from .errors import BadRecipe
 from .overlay import Draft
 from .parse import BYTES, parse, parse_value
 from .parse import Path as Place
-from .problems import Problem, listed, meant, meant_or_listed, nearest, shown, together
-from .shape import Shape
+from .problems import ENOUGH, Problem, listed, meant, meant_or_listed, near, shortened, shown, together, visible
+from .shape import Shape, of_field
 from .stage import Stage, Takes
 from .words import explained, unknown_key
 
@@ -26,6 +27,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 STAGE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 RESERVED = ("released",)  # will name what is in service, in gates
 PROFILES_RESERVED = ("none", "auto")  # what --profile understands besides the names in a recipe
+STAGES, PROFILES = 300, 40  # at most: with more, `check` no longer answers within a second
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def check(path: Path | str, kinds: Mapping[str, str], sets: Iterable[str] = ()) 
     base, problems = reader.made(None)
     recipes, known = [base], set(problems)
     for profile in reader.profiles:
+        if len(problems) >= ENOUGH:
+            break
         recipe, found = reader.made(profile)
         recipes.append(recipe)
         problems += [p._replace(text=f"{p.text} (profile {profile})") for p in found if p not in known]
@@ -74,27 +78,28 @@ class _Reader:
         self.path, self.kinds, self.sets = Path(path), kinds, tuple(sets)
         self.name = str(path)
         self.data, self.marks = parse(_bytes(self.path), self.name)
-        self.problems = list(self._top())
-        if not isinstance(self.data.get("stages"), dict):
+        self.problems = list(islice(self._top(), ENOUGH))
+        if not isinstance(self.data.get("stages"), dict) or len(self.data["stages"]) > STAGES:
             raise together(self.problems)
-        self.profiles = tuple(self.data["profiles"]) if isinstance(self.data.get("profiles"), dict) else ()
+        self.profiles = tuple(self.data["profiles"])[:PROFILES] if isinstance(self.data.get("profiles"), dict) else ()
+        self.sound: Valid = {}  # as written: profiles that leave them alone share them
 
     def made(self, profile: str | None) -> tuple[Recipe | None, list[Problem]]:
         """The recipe, or what is wrong with it."""
         draft = Draft(self.name, self.data, self.marks)
-        problems = self.problems + list(self._overlaid(draft, profile))
-        stages, found = _stages(draft, self.kinds)
+        problems = self.problems + list(islice(self._overlaid(draft, profile), ENOUGH))
+        stages, found = _stages(draft, self.kinds, self.sound)
         problems += found
         if problems:
             return None, problems
         name = draft.data["name"]
-        resolved = {"name": name, "stages": {n: s.model_dump(mode="json") for n, s in stages.items()}}
-        return Recipe(name, self.path, profile, stages, resolved, self.profiles, self.sets), []
+        resolved = {"name": name, "stages": {n: plain for n, (_, plain) in stages.items()}}
+        return Recipe(name, self.path, profile, {n: s for n, (s, _) in stages.items()}, resolved, self.profiles, self.sets), []
 
     def _top(self) -> Iterator[Problem]:
         """What is wrong with the frame of the file, whatever its stages are."""
         draft, known = Draft(self.name, self.data, self.marks), ("name", "stages", "profiles")
-        unknown = {key: unknown_key(key, list(known), self.data) for key in self.data if key not in known}
+        unknown = {key: unknown_key(key, list(known), self.data) for key in islice((k for k in self.data if k not in known), ENOUGH)}
         for key, (text, _) in unknown.items():
             yield draft.problem((key,), text, at_key=True)
         meanings = [meaning for _, meaning in unknown.values()]
@@ -103,6 +108,10 @@ class _Reader:
                 yield draft.problem((key,), f"is missing, write for example {example}")
         if "stages" in self.data and (not isinstance(self.data["stages"], dict) or not self.data["stages"]):
             yield draft.problem(("stages",), f"found {shown(self.data['stages'])}, expected a mapping of stage names to settings")
+        elif len(self.data.get("stages", ())) > STAGES:
+            yield draft.problem(
+                ("stages",), f"{len(self.data['stages'])} stages stand here, and a recipe has at most {STAGES}", at_key=True
+            )
         yield from self._profiles(draft)
 
     def _profiles(self, draft: Draft) -> Iterator[Problem]:
@@ -110,6 +119,8 @@ class _Reader:
         if not isinstance(profiles, dict):
             yield draft.problem(("profiles",), f"found {shown(profiles)}, expected a mapping of profile names to overlays")
             return
+        if len(profiles) > PROFILES:
+            yield draft.problem(("profiles",), f"{len(profiles)} profiles stand here, and a recipe has at most {PROFILES}", at_key=True)
         for name, overlay in profiles.items():
             if name in PROFILES_RESERVED or not NAME.fullmatch(name):
                 why = "is reserved, choose another name" if name in PROFILES_RESERVED else f"is no name; write one like {NAME.pattern}"
@@ -120,14 +131,15 @@ class _Reader:
     def _overlaid(self, draft: Draft, profile: str | None) -> Iterator[Problem]:
         """Lays the profile and then --set onto the draft; yields what cannot be laid."""
         if profile is not None and profile not in self.profiles:
-            there = meant_or_listed(profile, self.profiles) or "; the recipe has no profiles"
+            there = meant(profile, [*self.profiles, *PROFILES_RESERVED]) or meant_or_listed(profile, self.profiles)
+            there = there or "; the recipe has no profiles"
             yield Problem(f"--profile {profile}", 0, 0, f"no such profile{there}")
         overlay = draft.data["profiles"].get(profile) if profile in self.profiles else None
         for words, value in overlay.items() if isinstance(overlay, dict) else ():
             source = ("profiles", profile, words)
             if wrong := draft.lay(words, value, source, self._shapes(draft)):
                 mark = self.marks[source]
-                yield Problem(f"{self.name}:{mark.key_line}:{mark.key_column}", *mark[2:], f"{words}: {wrong}")
+                yield Problem(f"{self.name}:{mark.key_line}:{mark.key_column}", *mark[2:], f"{shortened(words)}: {wrong}")
         for text in self.sets:
             words, equals, written = text.partition("=")
             if not equals or not words.strip():
@@ -156,25 +168,48 @@ class _Shapes:
         return Shape((found,)) if found else default
 
 
-def _stages(draft: Draft, kinds: Mapping[str, str]) -> tuple[dict[str, Stage], list[Problem]]:
-    """Every stage, validated alone, then in its place among the others."""
+Valid = dict[str, tuple[Stage, dict[str, Any]]]  # by name: the stage, and it as plain data
+
+
+def _stages(draft: Draft, kinds: Mapping[str, str], known: Valid) -> tuple[Valid, list[Problem]]:
+    """Every stage, validated alone, then in its place among the others. `known` are stages as written that were valid before."""
     written = draft.data["stages"]
     problems = _named(draft)
-    classes = {name: _class(settings, kinds) for name, settings in written.items()}
-    good: dict[str, Stage] = {}
+    line = _Line({name: _class(settings, kinds) for name, settings in written.items()})
+    good: Valid = {}
     sound: dict[str, Stage] = {}  # good, and so is everything it rests on
     for name, settings in written.items():
-        found, cls = [], classes[name]
+        found, cls = [], line.classes[name]
+        if len(problems) >= ENOUGH:
+            break
         if cls is None:
             found.append(_kindless(draft, name, settings, kinds))
         else:
-            good[name] = _validated(draft, name, cls, settings, found)
-            found += _references(draft, name, cls, settings, classes)
+            good[name] = _valid(draft, name, cls, settings, found, known)
+            found += islice(_references(draft, name, settings, line), ENOUGH)
         if not found and all(r in sound for r in _named_by(cls, settings)):
-            found = [draft.problem(("stages", name, *path), text) for path, text in good[name].problems(dict(sound))]
-            sound |= {} if found else {name: good[name]}
+            stage = good[name][0]
+            found = [draft.problem(("stages", name, *path), text) for path, text in islice(stage.problems(dict(sound)), ENOUGH)]
+            sound |= {} if found else {name: stage}
         problems += found
     return good, problems
+
+
+class _Line:
+    """The stages by name, in order, with their classes (None: of no known kind)."""
+
+    def __init__(self, classes: dict[str, type[Stage] | None]):
+        self.classes = classes
+        self.at = {name: i for i, name in enumerate(classes)}
+
+    def is_earlier(self, named: str, name: str) -> bool:
+        return named in self.at and self.at[named] < self.at[name]
+
+    def earlier(self, name: str) -> list[str]:
+        return list(self.at)[: self.at[name]]
+
+    def made_by(self, name: str) -> str | None:
+        return self.classes[name].makes if self.classes[name] else None
 
 
 def _named(draft: Draft) -> list[Problem]:
@@ -191,9 +226,17 @@ def _named(draft: Draft) -> list[Problem]:
     return problems
 
 
-def _validated(draft: Draft, name: str, cls: type[Stage], settings: dict[str, Any], problems: list[Problem]) -> Stage | None:
+def _valid(
+    draft: Draft, name: str, cls: type[Stage], settings: dict[str, Any], problems: list[Problem], known: Valid
+) -> tuple[Stage, dict[str, Any]] | None:
+    if name in known and name not in draft.touched:
+        return known[name]
     try:
-        return cls.model_validate(settings)
+        stage = cls.model_validate(settings)
+        valid = stage, stage.model_dump(mode="json")
+        if name not in draft.touched:
+            known[name] = valid
+        return valid
     except ValidationError as error:
         problems += [draft.problem(("stages", name, *m.path), m.text, m.about_key) for m in explained(cls, settings, error)]
         return None
@@ -206,39 +249,37 @@ def _kindless(draft: Draft, name: str, settings: Any, kinds: Mapping[str, str]) 
     if "kind" in settings:
         kind = settings["kind"]
         return draft.problem((*place, "kind"), f"found {shown(kind)}, expected {listed(kinds)}{meant(str(kind), kinds)}")
-    if close := next((key for key in settings if nearest(key, ["kind"])), None):
+    if close := next((key for key in settings if near(key, ["kind"])), None):
         return draft.problem((*place, close), "is no key here; did you mean kind?", at_key=True)
     return draft.problem((*place, "kind"), f"is missing, {listed(kinds)} is expected")
 
 
-def _references(draft: Draft, name: str, cls: type[Stage], settings: dict[str, Any], classes: dict[str, Any]) -> list[Problem]:
+def _references(draft: Draft, name: str, settings: dict[str, Any], line: _Line) -> Iterator[Problem]:
     """What is wrong with the stages that this one names. Read from what is written, so that it is said along with all else."""
-    order = list(classes)
-    earlier = order[: order.index(name)]
-    problems = []
+    cls = line.classes[name]
     for field, mark in takes(cls).items():
         for place, named in _names(field, _value(cls, field, settings)):
-            if wrong := _reference(named, name, mark, order, earlier, classes):
-                problems.append(draft.problem(("stages", name, *place), wrong))
-    return problems
+            if wrong := _reference(named, name, mark, line, of_field(cls.model_fields[field]).optional):
+                yield draft.problem(("stages", name, *place), wrong)
 
 
-def _reference(named: str, name: str, mark: Takes, order: list[str], earlier: list[str], classes: dict[str, Any]) -> str | None:
+def _reference(named: str, name: str, mark: Takes, line: _Line, optional: bool) -> str | None:
+    if line.is_earlier(named, name):
+        made = line.made_by(named)
+        if made is None or made in mark.kinds:
+            return None
+        needed = listed(_a(kind) for kind in mark.kinds)
+        return f"{shown(named)} makes {_a(made)}, {needed} is needed{_those_that_make(mark, name, line)}"
     if named == name:
-        return f"{shown(named)} names its own stage; name an earlier one{_those_that_make(mark, earlier, classes)}"
-    if named in order and named not in earlier:
+        return f"{shown(named)} names its own stage; name an earlier one{_those_that_make(mark, name, line)}"
+    if named in line.at:
         return f"{shown(named)} names a later stage: move it up, above {name}"
-    if named not in earlier:
-        return f"{shown(named)} is no stage{meant(named, earlier) or meant(named, order) or _those_that_make(mark, earlier, classes)}"
-    made = classes[named].makes if classes[named] else None
-    if made is None or made in mark.kinds:
-        return None
-    needed = listed(_a(kind) for kind in mark.kinds)
-    return f"{shown(named)} makes {_a(made)}, {needed} is needed{_those_that_make(mark, earlier, classes)}"
+    words = line.earlier(name) + ["null"] * optional
+    return f"{shown(named)} is no stage{meant(named, words) or meant(named, line.at) or _those_that_make(mark, name, line)}"
 
 
-def _those_that_make(mark: Takes, earlier: list[str], classes: dict[str, Any]) -> str:
-    fit = [n for n in earlier if classes[n] and classes[n].makes in mark.kinds]
+def _those_that_make(mark: Takes, name: str, line: _Line) -> str:
+    fit = [n for n in line.earlier(name) if line.made_by(n) in mark.kinds]
     return f"; {listed(fit)} would do" if fit else ""
 
 
@@ -283,22 +324,23 @@ def _a(noun: str) -> str:
 
 
 def _bytes(path: Path) -> bytes:
+    name = visible(shortened(str(path)))
     try:
         if "\0" in str(path):
             raise ValueError("a name holds no NUL character")
         if path.is_dir():
-            raise BadRecipe(f"{path} is a folder; name a recipe file in it{_recipes_in(path)}")
+            raise BadRecipe(f"{name} is a folder; name a recipe file in it{_recipes_in(path)}")
         if not path.exists():
             beside = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise BadRecipe(f"{path} does not exist{meant(path.name, beside, f'{path.parent}/')}")
+            raise BadRecipe(f"{name} does not exist{visible(meant(path.name, beside, f'{path.parent}/'))}")
         if not path.is_file():
-            raise BadRecipe(f"{path} is no regular file: a recipe is a YAML file")
+            raise BadRecipe(f"{name} is no regular file: a recipe is a YAML file")
         with path.open("rb") as file:
             return file.read(BYTES + 1)
     except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it
-        raise BadRecipe(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise BadRecipe(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _recipes_in(folder: Path) -> str:
     names = sorted(p.name for p in folder.glob("*.yaml"))
-    return f": {listed(names)}" if names else ""
+    return visible(f": {listed(map(shortened, names))}") if names else ""

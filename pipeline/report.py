@@ -39,7 +39,10 @@ def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str
             try:
                 store.verify(artifact.id)
             except Damaged as damage:
-                raise BadStore(f"{name}: {damage}; run the recipe again, it will be made anew") from None
+                if store.read_only:
+                    raise BadStore(f"{name}: {damage}, and the store is read-only, so that it cannot be made anew") from None
+                place = store.quarantine(damage)  # else the next run would find it there and keep it again
+                raise BadStore(f"{name}: {damage}; moved to {place}: run the recipe again, it will be made anew") from None
             artifacts[name] = artifact
         kept = entry["state"] == "kept"
         state = "done" if entry["state"] in ("made", "kept") else entry["state"]

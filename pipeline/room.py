@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from .errors import BadRecipe, BadStore, Refused
+from .problems import shortened, visible
 
 RESERVE = 32 << 20  # bytes that stay free beyond what a stage is expected to write
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -23,16 +24,20 @@ def require_space(root: Path, expected: int = 0) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    found = os.statvfs(path)
+    """Where `path` lies, or will lie."""
+    found = _disk(path)
     return found.f_bavail * found.f_frsize
 
 
-def explained(error: OSError, root: Path) -> BadStore:
-    """What the system refused, in words, with the way out."""
-    where = error.filename or root
+def explained(error: OSError, root: Path) -> BadStore | BadRecipe:
+    """What the system refused, in words, with the way out. What lies neither in the disk nor in rights lies in the path somebody gave."""
+    where = shortened(visible(str(error.filename or root)))
     why = error.strerror or str(error)
+    if error.errno not in STORAGE and error.filename and not Path(str(error.filename)).is_relative_to(root):
+        return BadRecipe(f"cannot use {where}: {why}. Correct that path")
     if error.errno in FULL:
-        return BadStore(f"cannot write {where}: {why} ({size(free_bytes(root))} free in {root}). {_way_out(root)}")
+        left = "no more files fit" if _no_files_left(root) else f"{size(free_bytes(root))} free"
+        return BadStore(f"cannot write {where}: {why} ({left} in {root}). {_way_out(root)}")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return BadStore(f"cannot open {where}: {why}. Raise the limit (ulimit -n), then run the same command again")
     return BadStore(f"cannot use {where}: {why}. Mend the disk, the folder or its permissions, then run the same command again")
@@ -40,8 +45,7 @@ def explained(error: OSError, root: Path) -> BadStore:
 
 def full(path: Path) -> bool:
     """Libraries do not always say why a write failed; with hardly any space left there is no doubt."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize < 1 << 20 or (found.f_files > 0 and found.f_ffree == 0)
+    return free_bytes(path) < 1 << 20 or _no_files_left(path)
 
 
 def is_read_only(root: Path) -> bool:
@@ -75,14 +79,14 @@ def kind_of_filesystem(path: Path, mounts: Path = Path("/proc/self/mountinfo")) 
     """The type of the mount that holds `path` (or will hold it), e.g. ext4; "unknown" where the system does not tell."""
     path, best, kind = path.resolve(), Path(), "unknown"
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = mounts.read_bytes().split(b"\n")
     except OSError:
         return kind
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        place = Path(_unescaped(before.split()[4]))
+    for line in filter(None, lines):  # only ASCII blanks part its fields: names may hold any other
+        before, _, after = line.partition(b" - ")
+        place = Path(os.fsdecode(_unescaped(before.split(b" ")[4])))
         if path.is_relative_to(place) and len(place.parts) >= len(best.parts):  # a later mount on the same place hides the earlier
-            best, kind = place, after.split()[0]
+            best, kind = place, after.split(b" ")[0].decode()
     return kind
 
 
@@ -94,12 +98,21 @@ def size(count: float) -> str:
     return f"{count:.0f} {units[-1]}" if units[-1] == "bytes" or count >= 100 else f"{count:.1f} {units[-1]}"
 
 
+def _disk(path: Path) -> os.statvfs_result:
+    return os.statvfs(next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p)))
+
+
+def _no_files_left(path: Path) -> bool:
+    found = _disk(path)
+    return found.f_files > 0 and found.f_ffree == 0
+
+
 def _way_out(root: Path) -> str:
     return (
         f"Free some space (`python -m pipeline store gc --dry-run --store {root}` shows what no run needs), then run the same command again"
     )
 
 
-def _unescaped(text: str) -> str:
+def _unescaped(text: bytes) -> bytes:
     """mountinfo writes blanks in names as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 255]), text)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import fsops, limits, locks, room
+from . import fsops, limits, locks, room, secrets
 from .errors import BY_NAME, BadStore, GateFailed, Missing, Stillhouse, Stopped
 from .plan import Step, last_keys, make
 from .recipe import Recipe
@@ -46,24 +46,29 @@ class Runner:
 
     def __init__(self, store: Store, kinds: Mapping[str, str], show: Show, rehearsing: bool = False, wait: bool = True):
         self.store, self.kinds, self.show, self.rehearsing, self.wait = store, kinds, show, rehearsing, wait
+        self.held = contextlib.ExitStack()  # the lock of the run: whoever runs it closes this when the page is written
         self._child: subprocess.Popen | None = None
         self._signals: list[int] = []
         self._walking = False
         self._last: dict[str, str] = {}
+        self._secrets: dict[str, str] = {}  # name -> value; in nothing that is written
 
     def run(self, recipe: Recipe) -> Outcome:
         stages = {n: s.rehearsed() for n, s in recipe.stages.items()} if self.rehearsing else recipe.stages
+        self._secrets = secrets.known(recipe.resolved, recipe.sets)
         self._last = last_keys(self.store, recipe.name)
         steps = make(stages, self.store, self._last)
         unchanged = self._unchanged(recipe, steps)
         if unchanged or self.store.read_only:
             return self._kept(unchanged, steps)
-        run = self.store.new_run(recipe.name)
         ended: dict[str, dict[str, Any]] = {}
-        with self._listening(), locks.alone(self.store.alone(run), run, None):
+        with self._listening():
+            with self.store.shared():  # sweeping sees no run that is not locked yet
+                run = self.store.new_run(recipe.name)
+                self.held.enter_context(locks.alone(self.store.alone(run), run, None))
             error = self._tried(recipe, stages, run, ended)
             steps = make(stages, self.store)
-            self.store.note(run, "end", code=error.code if error else verdict(steps), error=str(error) if error else None)
+            self._note(run, "end", code=error.code if error else verdict(steps), error=str(error) if error else None)
         return Outcome(run, steps, ended, error, changed=True)
 
     def _kept(self, run: str | None, steps: list[Step]) -> Outcome:
@@ -84,7 +89,7 @@ class Runner:
         try:
             self._walking = True
             begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
-            self.store.note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
+            self._note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
             self._walk(stages, run, ended)
         except Stillhouse as problem:
             return problem
@@ -121,7 +126,7 @@ class Runner:
             return
         began = time.monotonic()
         with self.store.shared():
-            self.store.note(run, "starts", stage=step.name, key=step.key)
+            self._note(run, "starts", stage=step.name, key=step.key)
         self.show.begin(step.name, step.stage.kind)
         try:
             with locks.alone(self.store.alone(step.key), run, self._waiting if self.wait else None):
@@ -144,7 +149,9 @@ class Runner:
             log = self.store.root / "refs/runs" / run / f"{step.name}.log"
             result = self._spawn(step, made, folder, self.store.state(step.key), log)
             beside = {**result["beside"], "seconds": round(time.monotonic() - began, 3), "run": run}
-            id = self.store.publish(step.key, step.image, folder, step.stage.makes, result["facts"], beside)
+            secrets.require_none(folder, self._secrets, facts=result["facts"], beside=beside)
+            image = secrets.redacted(step.image, self._secrets)
+            id = self.store.publish(step.key, image, folder, step.stage.makes, result["facts"], beside)
         self.store.forget_state(step.key)
         return id
 
@@ -162,7 +169,7 @@ class Runner:
             "rehearsing": self.rehearsing,
         }
         spec_file = log.with_suffix(".json")
-        fsops.replace(spec_file, json.dumps(spec).encode())
+        fsops.replace(spec_file, json.dumps(secrets.redacted(spec, self._secrets)).encode())  # for people; the child is told in full
         read, write = os.pipe()
         with open(log, "ab") as output, os.fdopen(read, encoding="utf-8") as events:
             command = [sys.executable, "-m", "pipeline.child", str(spec_file), str(write), str(os.getpid())]
@@ -170,15 +177,18 @@ class Runner:
             environment = {**PATIENCE, **os.environ, "PYTHONPATH": path}
             kills = limits.memory_kills()
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[write], start_new_session=True, env=environment
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write], start_new_session=True, env=environment
             )
             os.close(write)
             try:
+                with contextlib.suppress(BrokenPipeError), self._child.stdin as given:  # a child that is dead already says why below
+                    given.write(json.dumps(spec).encode())
                 result = self._follow(step.name, events)
                 code = self._child.wait()
             finally:
                 self._kill()
                 self._child = None
+                secrets.scrub(log, self._secrets)
         return self._result(result, code, log, limits.memory_kills() > kills)
 
     def _follow(self, name: str, events: Iterator[str]) -> dict[str, Any]:
@@ -186,7 +196,7 @@ class Runner:
         for line in events:
             event = json.loads(line)
             if "say" in event:
-                self.show.say(event["say"], stage=name)
+                self.show.say(secrets.redact(event["say"], self._secrets), stage=name)
             elif "progress" in event:
                 done, total, figures = event["progress"]
                 self.show.progress(name, done, total, figures)
@@ -200,7 +210,7 @@ class Runner:
         if self._signals:
             raise Stopped(STOPPED, self._signals[0])
         if "error" in event:
-            error = event["error"]
+            error = secrets.redacted(event["error"], self._secrets)
             if error["code"] > 128:  # somebody signalled the stage itself
                 raise Stopped(STOPPED, error["code"] - 128)
             kind = BY_NAME.get(error["kind"], Stillhouse)
@@ -259,8 +269,11 @@ class Runner:
 
     def _end(self, run: str, ended: dict[str, dict[str, Any]], step: Step, state: str, id: str | None, seconds: float, **more: Any) -> None:
         ended[step.name] = {"state": state, "seconds": round(seconds, 3)}
-        self.store.note(run, "stage", stage=step.name, state=state, key=step.key, id=id, seconds=round(seconds, 3), **more)
+        self._note(run, "stage", stage=step.name, state=state, key=step.key, id=id, seconds=round(seconds, 3), **more)
         self.show.end(step.name, step.stage.kind, state, seconds, id)
+
+    def _note(self, run: str, event: str, **facts: Any) -> None:
+        self.store.note(run, event, **secrets.redacted(facts, self._secrets))
 
     def _unchanged(self, recipe: Recipe, steps: list[Step]) -> str | None:
         """The last run of this recipe, if it ended well and every stage is what it was then."""

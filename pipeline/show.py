@@ -1,10 +1,16 @@
 """What a person sees while a run goes on: one clear line per stage; bars on a terminal, plain lines in a log."""
 
+import contextlib
 import os
+import re
 import sys
 import time
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TextIO
 
+from .secrets import redact
+
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")  # what a terminal obeys: colours, cursor, its title
 MARKS = {"made": "made", "kept": "kept", "failed": "FAILED", "stopped": "stopped"}
 
 
@@ -29,7 +35,7 @@ class Lines:
         self._told = time.monotonic()
 
     def say(self, text: str, stage: str | None = None) -> None:
-        tell(f"  {stage}: {plain(text)}" if stage else plain(text))
+        tell(_said(text, stage))
 
     def begin(self, name: str, kind: str) -> None:
         self._told = time.monotonic()
@@ -37,7 +43,7 @@ class Lines:
     def progress(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
         if time.monotonic() - self._told >= self.EVERY:
             self._told = time.monotonic()
-            tell(f"  {name}: {done}/{total}{_figures(figures)}")
+            tell(f"  {_word(name)}: {done}/{total}{_figures(figures)}")
 
     def end(self, name: str, kind: str, state: str, seconds: float, id: str | None) -> None:
         tell(line(name, kind, state, seconds, id))
@@ -53,18 +59,19 @@ class Bars:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._console = Console(highlight=False)
-        left = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        columns = (*left, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+        self._console = Console(file=getattr(sys.stdout, "bare", sys.stdout), highlight=False, emoji=False)
+        name, figures = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[figures]}"))
+        left = (name, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (*left, TextColumn("left"), TimeRemainingColumn(), figures)
         self._bars = Progress(*columns, console=self._console, transient=True)
         self._task: Any = None
         self._bars.start()
 
     def say(self, text: str, stage: str | None = None) -> None:
-        self._console.print(f"  {stage}: {plain(text)}" if stage else plain(text), markup=False)
+        self._console.print(_said(text, stage), markup=False)
 
     def begin(self, name: str, kind: str) -> None:
-        self._task = self._bars.add_task(name, total=None, figures="")
+        self._task = self._bars.add_task(_word(name), total=None, figures="")
 
     def progress(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
         self._bars.update(self._task, completed=done, total=total, figures=_figures(figures))
@@ -82,7 +89,7 @@ class Bars:
 
 def line(name: str, kind: str, state: str, seconds: float, id: str | None) -> str:
     took = "" if state == "kept" else duration(seconds)
-    return f"{name:<12} {kind:<9} {MARKS[state]:<8} {took:>8}  {id[:12] if id else ''}".rstrip()
+    return _word(f"{name:<12} {kind:<9} {MARKS[state]:<8} {took:>8}  {id[:12] if id else ''}".rstrip())
 
 
 def duration(seconds: float) -> str:
@@ -94,7 +101,31 @@ def duration(seconds: float) -> str:
 
 def plain(text: str) -> str:
     """Without control characters: names and messages from outside must not steer the terminal."""
-    return "".join(c for c in text if c.isprintable() or c == "\n")
+    return "".join(c for c in ESCAPES.sub("", text) if c.isprintable() or c == "\n")
+
+
+@contextlib.contextmanager
+def discreet(secrets: Mapping[str, str]) -> Iterator[None]:
+    """Whatever is printed meanwhile holds none of these secrets and no control characters. Bars draw past it, with texts made plain."""
+    before = sys.stdout, sys.stderr
+    ours = tuple(_Discreet(stream, secrets) for stream in before)
+    sys.stdout, sys.stderr = ours
+    try:
+        yield
+    finally:  # unless somebody else has put a stream in their place meanwhile
+        sys.stdout, sys.stderr = (b if now is o else now for now, o, b in zip((sys.stdout, sys.stderr), ours, before, strict=True))
+
+
+class _Discreet:
+    def __init__(self, bare: TextIO, secrets: Mapping[str, str]):
+        self.bare, self._secrets = bare, secrets
+
+    def write(self, text: str) -> int:
+        self.bare.write(plain(redact(text, self._secrets)))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bare, name)
 
 
 def tell(text: str) -> None:
@@ -105,5 +136,14 @@ def tell(text: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of this process)
 
 
+def _word(text: str) -> str:
+    return plain(text).replace("\n", " ")
+
+
+def _said(text: str, stage: str | None) -> str:
+    """Further lines stand indented, so that no message looks like the line of a stage."""
+    return (f"  {_word(stage)}: " if stage else "") + plain(text).replace("\n", "\n    ")
+
+
 def _figures(figures: dict[str, float]) -> str:
-    return "".join(f"  {name} {value:.4g}" for name, value in figures.items())
+    return "".join(f"  {_word(name)} {value:.4g}" for name, value in figures.items())

@@ -12,6 +12,7 @@ quarantine/                     what was found damaged: never deleted here
 ballast                         space that is given up on a full disk, so that a run can still say how it ended
 """
 
+import hashlib
 import json
 import os
 import re
@@ -54,13 +55,15 @@ class Store:
         if not (self.root / "store.json").exists() and self._strangers():  # another run may be making this store right now
             raise BadStore(f"{self.root} holds {self._strangers()[0]!r} and is not a store: choose another folder with --store")
         self.guarded()
+        if (self.root / "store.json").exists():
+            self.check_schema()  # before anything is added to it
         if not self.read_only:
             for folder in FOLDERS:
                 fsops.make_folder(self.root / folder)
             if not (self.root / "store.json").exists():
                 self._begin()
             self._load_ballast()
-        self._check_schema()
+        self.check_schema()
         return self
 
     def guarded(self) -> "Store":
@@ -90,7 +93,7 @@ class Store:
     def find(self, key: str, name: str = "") -> Artifact | None:
         """The artifact that this key gave, if its manifest is intact. Its files are verified when a stage opens them."""
         ref = self._record(self.root / "refs/cache" / f"{key}.json")
-        if ref is None:
+        if ref is None or ref["key"] != key:
             return None
         try:
             manifest = self.manifest(ref["id"])
@@ -101,7 +104,7 @@ class Store:
     def id_of(self, key: str) -> str | None:
         """The id that a key points to, whether or not the artifact is there and sound."""
         ref = self._record(self.root / "refs/cache" / f"{key}.json")
-        return ref["id"] if ref else None
+        return ref["id"] if ref and ref["key"] == key else None
 
     def kind(self, id: str) -> str:
         try:
@@ -122,12 +125,14 @@ class Store:
     def manifest(self, id: str) -> dict[str, Any]:
         """Raises Damaged where the manifest is missing or does not hash to the id."""
         try:
-            data = (self.folder(id) / "MANIFEST.json").read_bytes()
+            if self.folder(id).is_symlink():
+                raise Damaged(id, "its folder is a link")
+            data = fsops.read(self.folder(id) / "MANIFEST.json")
         except OSError:
             raise Damaged(id, "MANIFEST.json is missing") from None
-        manifest = _parse(data)
-        if manifest is None or digest(manifest) != id or canonical(manifest) != data:
+        if hashlib.sha256(data).hexdigest() != id:  # before it is parsed: whatever it holds now, it is not ours
             raise Damaged(id, "MANIFEST.json does not match the artifact's id")
+        manifest = json.loads(data)
         if manifest["schema"] > SCHEMA:
             raise BadStore(f"artifact {id[:12]} has schema {manifest['schema']}, this version reads up to {SCHEMA}: use a newer version")
         return manifest
@@ -137,7 +142,10 @@ class Store:
         if id in self._verified:
             return
         manifest, folder = self.manifest(id), self.folder(id)
-        names = {entry.name for entry in folder.iterdir()} - {"MANIFEST.json"}
+        try:
+            names = {entry.name for entry in folder.iterdir()} - {"MANIFEST.json"}
+        except OSError:  # another run put it aside just now
+            raise Damaged(id, "is missing") from None
         if names != set(manifest["files"]):
             raise Damaged(id, f"files differ from the manifest: {sorted(names ^ set(manifest['files']))}")
         for name, expected in manifest["files"].items():
@@ -189,7 +197,7 @@ class Store:
         with self.shared():
             self._place(id, folder)
             fsops.replace(self.root / "keys" / f"{key}.json", seal(image))
-            fsops.replace(self.root / "refs/cache" / f"{key}.json", seal({"id": id, "beside": beside}))
+            fsops.replace(self.root / "refs/cache" / f"{key}.json", seal({"key": key, "id": id, "beside": beside}))
         return id
 
     def quarantine(self, damage: Damaged) -> Path:
@@ -197,8 +205,10 @@ class Store:
         self.require_writable()
         place = self.root / "quarantine" / f"{damage.id}.{secrets.token_hex(4)}"
         folder = self.folder(damage.id)
+        fsops.make_folder(place.parent)
         try:
-            os.chmod(folder, 0o700)
+            if not folder.is_symlink():
+                os.chmod(folder, 0o700)
             fsops.rename_folder(folder, place)
         except FileNotFoundError:  # it is missing, or another run moved it just now
             fsops.make_folder(place)
@@ -265,7 +275,7 @@ class Store:
 
     def _begin(self) -> None:
         """store.json comes last: where it is there, the folders are safe, also those that a killed process made and did not sync."""
-        for parent in sorted({(self.root / folder).parent for folder in FOLDERS}):
+        for parent in sorted({self.root.parent, *((self.root / folder).parent for folder in FOLDERS)}):
             fsops.sync_folder(parent)
         fsops.replace(self.root / "store.json", canonical({"schema": SCHEMA, "hash": "sha256"}))
 
@@ -273,6 +283,8 @@ class Store:
         target = self.folder(id)
         fsops.make_folder(target.parent)
         fsops.sync_folder(target.parent.parent)  # also where a process made the folder and was killed before it synced
+        if target.is_symlink() or target.is_file():
+            self.quarantine(Damaged(id, "its folder is something else"))
         if fsops.rename_folder(folder, target):
             os.chmod(target, 0o555)
         else:
@@ -284,6 +296,7 @@ class Store:
         try:
             self._verified.discard(id)
             self.verify(id)
+            os.chmod(self.folder(id), 0o555)  # whoever placed it may have been killed before this
         except Damaged as damage:
             self.quarantine(damage)
             self._place(id, folder)
@@ -299,33 +312,45 @@ class Store:
             os.close(fd)
 
     def _strangers(self) -> list[str]:
-        ours = {folder.partition("/")[0] for folder in FOLDERS}
+        ours = {"ballast", *(folder.partition("/")[0] for folder in FOLDERS)}
         return [p.name for p in self.root.iterdir() if p.name not in ours and "store.json" not in p.name] if self.root.exists() else []
 
-    def _check_schema(self) -> None:
+    def check_schema(self) -> None:
         try:
-            found = _parse((self.root / "store.json").read_bytes())
+            found = identity(fsops.read(self.root / "store.json"))
         except OSError as error:
             raise room.explained(error, self.root) from None
-        if not isinstance(found, dict) or not isinstance(found.get("schema"), int):
+        if found is None:
             raise BadStore(
                 f"{self.root}/store.json is damaged: `python -m pipeline store fsck --repair --store {self.root}` writes it anew"
             )
-        if found["schema"] != SCHEMA:
-            raise BadStore(f"{self.root} has store schema {found['schema']}, this version reads {SCHEMA}: use a newer version")
+        if found != SCHEMA:
+            raise BadStore(f"{self.root} has store schema {found}, this version reads {SCHEMA}: use a newer version")
 
     def _record(self, path: Path) -> Any:
+        """None where there is none, or none that is whole. A disk that cannot be read is another matter: work would be done again."""
         try:
-            return unseal(path.read_bytes())
-        except OSError:
+            return unseal(fsops.read(path))
+        except OSError as error:
+            if error.errno in room.STORAGE:
+                raise
             return None
 
 
 def _parse(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def identity(data: bytes) -> int | None:
+    """The schema number that these bytes of a store.json tell; None where they are damaged."""
+    found = _parse(data)
+    number = found.get("schema") if isinstance(found, dict) else None
+    if type(number) is not int:
+        return None
+    return number if number > SCHEMA or data == canonical({"schema": number, "hash": "sha256"}) else None  # newer ones may hold more
 
 
 def _numbered(runs: list[str], name: str) -> list[tuple[str, int]]:

@@ -4,10 +4,13 @@ Runs and publishers hold the store's lock shared for the moments in which they n
 alone, and only renames: into trash/. Deleting comes after, and an interrupted sweep is finished by the next.
 """
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import fsops, locks
+from .errors import BadStore
 from .pins import pinned
 from .store import Store
 
@@ -40,9 +43,11 @@ def sweep(store: Store, keep: int | None = None, dry_run: bool = False) -> Swept
         for path in (*(store.root / "refs/runs" / run for run in runs), *others):
             _throw_away(store, path)
         for path in objects:
-            path.chmod(0o700)  # a folder without write permission cannot be renamed
+            with contextlib.suppress(FileNotFoundError):
+                path.chmod(0o700)  # a folder without write permission cannot be renamed
             _throw_away(store, path)
-    for path in (store.root / "trash").iterdir():
+    fsops.sync_folder(store.root / "trash")  # what is deleted below must not come back under its old name, half gone
+    for path in list((store.root / "trash").iterdir()):
         fsops.remove(path)
     return swept
 
@@ -59,6 +64,12 @@ def _dispensable(store: Store, keep: int | None, pins: dict[str, list[str]]) -> 
 
 def _needed(store: Store, runs: set[str]) -> tuple[set[str], set[str]]:
     """The keys and the ids that the journals of these runs name."""
+    for run in runs:
+        if bad := store.journal(run).damaged():
+            raise BadStore(
+                f"the journal of {run} has entries that cannot be read ({bad}): what they named is not known, so nothing may be swept. "
+                "Run `store fsck --repair`, then its recipe again, or sweep with --keep N so that it no longer counts"
+            )
     entries = [e for run in runs for e in store.journal(run).read() if e["event"] in ("stage", "starts")]
     return {e["key"] for e in entries}, {e["id"] for e in entries if e.get("id")}
 
@@ -76,9 +87,20 @@ def _throw_away(store: Store, path: Path) -> None:
     place, n = store.root / "trash" / path.name, 1
     while place.exists():
         place, n = place.with_name(f"{path.name}.{n}"), n + 1
-    path.rename(place)
+    with contextlib.suppress(FileNotFoundError):  # whoever held it has removed it, or put it aside
+        path.rename(place)
 
 
 def on_disk(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return sum(p.lstat().st_size for p in (path, *path.rglob("*")) if not p.is_dir())
+    total = 0
+    for folder, _, names in os.walk(path):
+        total += sum(_length(Path(folder, name)) for name in names)
+    return total if path.is_dir() else _length(path)
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # whoever held it has removed it meanwhile
+        return 0

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from . import shape as shapes
 from .parse import Path
-from .problems import listed, meant, nearest, shown
+from .problems import ENOUGH, listed, meant, near, shown
 from .shape import Shape
 
 
@@ -18,19 +18,18 @@ class Mistake(NamedTuple):
 
 
 def explained(model: type[BaseModel], data: Any, error: ValidationError) -> list[Mistake]:
-    """Every mistake once. A key that is missing because it was misspelt is not reported a second time."""
+    """Every mistake once, as far as anybody reads. A key that is missing because it was misspelt is not reported a second time."""
     root = Shape((model,))
-    found = [_one(root, data, e) for e in error.errors(include_url=False)]
+    found = [_one(root, data, e) for e in error.errors(include_url=False, include_input=False)[:ENOUGH]]
     misspelt = {(*m.path[:-1], m.meaning) for m in found if m.meaning}
     return list(dict.fromkeys(m for m in found if m.text and m.path not in misspelt))
 
 
 def unknown_key(key: str, known: list[str], given: Any) -> tuple[str, str | None]:
     """The sentence about a key that does not belong, and the key that was meant."""
-    free = [k for k in known if k not in given]
-    meaning = nearest(key, free) or nearest(key, known)
-    if meaning:
-        return f"is no key here; did you mean {meaning}?", meaning
+    meanings = near(key, [k for k in known if k not in given]) or near(key, known)
+    if meanings:
+        return f"is no key here; did you mean {listed(meanings)}?", meanings[0]
     return f"is no key here; keys are {listed(known, 'and')}" if known else "is no key here, there are none", None
 
 
@@ -50,7 +49,7 @@ def _one(root: Shape, data: Any, error: dict) -> Mistake:
         tag = value.get("kind")
         return Mistake((*path, "kind"), f"found {shown(tag)}, expected {listed(here.tags())}{meant(str(tag), here.tags())}")
     if kind == "union_tag_not_found":
-        close = next((k for k in value if nearest(k, ["kind"])), None) if isinstance(value, dict) else None
+        close = next((k for k in value if near(k, ["kind"])), None) if isinstance(value, dict) else None
         if close:
             return Mistake((*path, close), "is no key here; did you mean kind?", True, "kind")
         return Mistake((*path, "kind"), f"is missing, {listed(here.tags())} is expected")
@@ -64,15 +63,28 @@ def _mismatch(shape: Shape, value: Any) -> str:
 
 
 def _hint(shape: Shape, value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         return ""
-    if value in shape.tags():
-        return f"; write {{kind: {value}}}"
-    if shape.optional and value.lower() in ("none", "~", "nil", "null", ""):
+    word = str(value)
+    if word in shape.tags():
+        return f"; write {{kind: {word}}}"
+    if shape.optional and word.lower() in ("none", "~", "nil", "null", ""):
         return "; write null"
-    if bool in shape.options and value.lower() in ("yes", "no", "on", "off", "true", "false"):
-        return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}"
-    return meant(value, [a for o in shape.options if get_origin(o) is Literal for a in get_args(o) if isinstance(a, str)])
+    if bool in shape.options and word.lower() in ("yes", "no", "on", "off", "true", "false"):
+        return f"; write {'true' if word.lower() in ('yes', 'on', 'true') else 'false'}"
+    return meant(word, _words(shape)) or _as_kind(word, shape)
+
+
+def _words(shape: Shape) -> list[str]:
+    """The words that can stand here."""
+    words = [a for o in shape.options if get_origin(o) is Literal for a in get_args(o) if isinstance(a, str)]
+    return words + ["true", "false"] * (bool in shape.options) + ["null"] * shape.optional
+
+
+def _as_kind(word: str, shape: Shape) -> str:
+    """`model: segfomer` needs two corrections, a mapping and its spelling."""
+    close = near(word, shape.tags())
+    return f"; did you mean {listed(f'{{kind: {kind}}}' for kind in close)}?" if close else ""
 
 
 def _at(data: Any, path: Path) -> Any:

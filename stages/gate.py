@@ -4,13 +4,13 @@ A rule speaks of one figure of one model, alone or against the same figure of an
 The verdict never raises: the line goes on to the bundle, marked failed, and the command ends with exit code 3.
 """
 
-import difflib
 import json
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.problems import meant
 from pipeline.stage import Job, Made, Stage, Takes
 
 PERCENTILES = ("p50", "p90", "p99")
@@ -64,11 +64,12 @@ class Gate(Stage):
             if measured is None or not hasattr(measured, "candidates"):
                 continue
             held = [measured.reference, *measured.candidates]
-            for field, name in (("of", rule.of), ("against", rule.against)):
+            for field, name, known in (("of", rule.of, held), ("against", rule.against, [*held, "null"])):
                 if name is None:
                     continue
                 if name not in held:
-                    found.append((("rules", i, field), f"{name} is not measured by {self.measured}, which holds {', '.join(held)}"))
+                    text = f"{name} is not measured by {self.measured}, which holds {', '.join(held)}{meant(name, known)}"
+                    found.append((("rules", i, field), text))
                 elif rule.metric in TIMES and name not in measured.latency_of:
                     found.append((("rules", i, field), f"the time of {name} is not measured: add it to latency_of of {self.measured}"))
         return found
@@ -153,6 +154,4 @@ def asked(rule: Rule) -> str:
 def metric_problem(metric: str) -> str | None:
     if metric in METRICS or (metric.startswith("iou.") and metric != "iou."):
         return None
-    near = difflib.get_close_matches(metric, METRICS, n=1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"there is no metric {metric}{meant}; there are {', '.join(METRICS)} and iou.CLASS"
+    return f"there is no metric {metric}; there are {', '.join(METRICS)} and iou.CLASS{meant(metric, METRICS)}"

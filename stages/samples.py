@@ -9,7 +9,8 @@ import numpy as np
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData
 from stages.sources._classes import Mapping
-from stages.sources._images import decode_image, decode_label, read_file, resize_image, resize_label
+from stages.sources._files import read_file
+from stages.sources._images import decode_image, decode_label, resize_image, resize_label
 from stages.sources._index import FILE
 from stages.sources._pixels import NAMES
 from stages.sources._problems import Fault, printable
@@ -113,4 +114,4 @@ class Indexed(Samples):
 
     @cached_property
     def root(self) -> Path:
-        return Path(self.artifact.beside["root"])
+        return Path(self.artifact.beside["root"]).resolve()  # the data may have moved, with a link left in their place

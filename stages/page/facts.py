@@ -105,7 +105,7 @@ def _in_order(stages: list[dict]) -> list[dict]:
 
 def _shown(stage: dict) -> dict:
     """A stage with its texts made safe to read."""
-    texts = {key: name(stage[key]) for key in ("name", "kind", "state")}
+    texts = {key: name(stage[key]) for key in ("name", "kind", "state")} | {"makes": name(stage["makes"]) if stage["makes"] else None}
     error = None if stage["error"] is None else clean(stage["error"], 2000)
     identity = None if stage["id"] is None else name(stage["id"])
     return stage | texts | {"id": identity, "error": error, "inputs": {name(k): [name(n) for n in v] for k, v in stage["inputs"].items()}}

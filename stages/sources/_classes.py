@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BadData, BadRecipe
 from pipeline.parse import parse
+from stages.sources._files import clipped, read_named
+from stages.sources._problems import Fault, printable
 
 IGNORE = 255  # in every label, from the data stage on
 LARGEST = 256 * 1024  # bytes of a class file
@@ -42,11 +44,11 @@ def class_table(names, colours, raw, ignore, *, painted: bool = False, source: s
     """`raw` holds for each class the values (or colours) that mean it. Every fault of the table is told at once."""
     faults = []
     if not 2 <= len(names) <= 255:
-        faults.append(f"{len(names)} classes: there must be 2 to 255")
+        faults.append(f"{len(names)} classes: there must be 2 to 255: add or merge some")
     for name in names:
         if not name.strip() or len(name) > 64 or not name.isprintable():
             faults.append(f"class name {name[:70]!r}: use 1 to 64 printable characters")
-    faults += [f"class {name!r} is there {n} times: names must differ" for name, n in Counter(names).items() if n > 1]
+    faults += [f"class {name!r} is there {n} times: rename one" for name, n in Counter(names).items() if n > 1]
     if len(names) != len(raw) or len(names) != len(colours):
         faults.append(f"{len(names)} names, {len(colours)} colours, {len(raw)} rows of mask values: one of each per class")
     owner: dict[Any, str] = {}
@@ -59,10 +61,15 @@ def class_table(names, colours, raw, ignore, *, painted: bool = False, source: s
         if not painted and not 0 <= value <= 255:
             faults.append(f"mask value {value} of {name!r}: masks have 8 bits, 0 to 255")
     faults += [f"class {name!r} has no mask value: give it at least one" for name, values in zip(names, raw, strict=False) if not values]
+    same: dict[tuple, list[str]] = {}
+    for name, colour in zip(names, colours, strict=False):
+        same.setdefault(tuple(colour), []).append(repr(name))
+    faults += [
+        f"classes {', '.join(n)} have the colour {[*colour]}: give each its own, or none" for colour, n in same.items() if len(n) > 1
+    ]
     if faults:
-        raise BadData(
-            "\n  ".join([f"the class table in {source} has {len(faults)} problem{'s' if len(faults) > 1 else ''}:", *faults[:18]])
-        )
+        head = f"the class table in {source} has {len(faults)} problem{'s' if len(faults) > 1 else ''}:"
+        raise BadData("\n  ".join(map(printable, [head, *faults[:18]])))
     return ClassTable(tuple(names), tuple(map(tuple, colours)), tuple((value, to) for value, to, _ in pairs), painted, source)
 
 
@@ -140,21 +147,19 @@ class ClassFile(BaseModel):
     )
 
 
-def read_class_table(path: Path) -> ClassTable:
-    """The class table of a JSON or YAML file."""
-    content = read_table_file(path)
+def read_class_table(home: Path, name: str) -> ClassTable:
+    """The class table of a JSON or YAML file; `name` is relative to `home`, or leads elsewhere if the recipe says so."""
+    content, path = read_table_file(home, name), printable(str(home / name))
     try:
         file = ClassFile.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()[:18]]
-        raise BadData("\n  ".join([f"the class table {path} cannot be used:", *lines])) from None
+        lines = [clipped(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}", 200) for e in error.errors()[:18]]
+        raise BadData("\n  ".join([f"the class table {path} cannot be used, correct it:", *lines])) from None
     painted = file.masks == "colours"
     ignore = file.ignore if file.ignore is not None else [] if painted else [IGNORE]
     wrong = [v for v in ignore if isinstance(v, tuple) != painted]
     if wrong:
         raise BadData(f"the class table {path}: ignore holds {wrong[0]}, but masks are {file.masks}: write {file.masks} there too")
-    spare = palette(len(file.classes))
-    colours = [row.colour or spare[i] for i, row in enumerate(file.classes)]
     if painted:
         missing = [row.name for row in file.classes if not row.colour and not row.painted]
         if missing:
@@ -163,26 +168,32 @@ def read_class_table(path: Path) -> ClassTable:
     else:
         ids = [i if row.id is None else row.id for i, row in enumerate(file.classes)]
         raw = [v if isinstance(v, list) else [v] for v in ids]
-    return class_table([row.name for row in file.classes], colours, raw, ignore, painted=painted, source=str(path))
+    return class_table([row.name for row in file.classes], filled(file.classes), raw, ignore, painted=painted, source=path)
 
 
-def read_table_file(path: Path) -> Any:
+def filled(rows: list[ClassRow]) -> list[Colour]:
+    """The colours of a class file, and for classes without one a colour that no other has."""
+    taken = {row.colour for row in rows}
+    spare = (colour for colour in palette(len(rows)) if colour not in taken)
+    return [row.colour or next(spare, (0, 0, 0)) for row in rows]  # they suffice for 255 classes; more are an error
+
+
+def read_table_file(home: Path, name: str) -> Any:
     """JSON or YAML by suffix, as plain data without duplicate keys, anchors and tags; BadData with the place of a fault."""
-    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+    path = printable(str(home / name))
+    suffix = Path(name).suffix.lower()
+    if suffix not in (".json", ".yaml", ".yml"):
         raise BadData(f"the class table {path}: give a .json or .yaml file")
     try:
-        if path.stat().st_size > LARGEST:
-            raise BadData(f"the class table {path} has more than {LARGEST // 1024} KiB: give a table of classes")
-        text = path.read_bytes()
-        if path.suffix.lower() == ".json":
-            return json.loads(text.decode("utf-8-sig"), object_pairs_hook=once)
-        return parse(text, str(path))[0]
-    except OSError as error:
-        raise BadData(f"the class table {path} cannot be read ({error.strerror}): give a JSON or YAML file with the classes") from None
+        text = read_named(home, name, LARGEST)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=once) if suffix == ".json" else parse(text, path)[0]
+    except Fault as fault:
+        raise BadData(f"the class table {path} cannot be read: {fault.what}: give a JSON or YAML file with the classes") from None
     except BadRecipe as error:
-        raise BadData(f"the class table cannot be read:\n{error}") from None
+        raise BadData(f"the class table cannot be read, correct it:\n{error}") from None
     except (ValueError, RecursionError) as error:
-        raise BadData(f"the class table {path} is not valid: {' '.join(str(error).split())[:300]}") from None
+        reason = clipped(" ".join(str(error).split()), 300)
+        raise BadData(f"the class table {path} is not valid: {reason}: correct it, or save it as UTF-8") from None
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

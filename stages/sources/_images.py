@@ -2,51 +2,23 @@
 
 import hashlib
 import io
-import os
-import stat
-import zlib
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from stages.sources._classes import ClassTable, Mapping
-from stages.sources._layout import check_relative
+from stages.sources._containers import LARGEST, check_whole, name_of
 from stages.sources._problems import Fault
 
-LARGEST = 64_000_000  # pixels of one picture, by its header
-HEAVIEST = 1 << 30  # bytes of one file
 ORIENTATION = 0x0112  # EXIF tag
-OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP", b"\0\0\0\x0cjP": "JPEG 2000", b"%PDF": "PDF"}
-
-
-def read_file(root: Path, path: str) -> bytes:
-    """The bytes of a regular file below `root` (itself free of links); Fault for anything else."""
-    try:
-        check_relative(path)
-    except ValueError as error:
-        raise Fault(str(error), "correct the list or the index") from None
-    real = os.path.realpath(root / path)
-    if not real.startswith(f"{root}{os.sep}"):
-        raise Fault("a symbolic link leads out of the root", "put the file itself there, or make its folder the root")
-    try:
-        handle = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            info = os.fstat(handle)
-            if not stat.S_ISREG(info.st_mode) or info.st_size > HEAVIEST:
-                raise Fault("not a regular file of less than 1 GiB", "replace it")
-            return file.read()
-    except FileNotFoundError:
-        raise Fault("there is no such file", "put it back, or leave the pair out") from None
-    except OSError as error:
-        raise Fault(f"cannot be read ({error.strerror})", "check permissions and the disk") from None
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a PNG or JPEG."""
+    """uint8 (H, W, 3) RGB of a PNG or JPEG, whichever its name says; grayscale pictures get three equal channels."""
     picture = open_picture(data)
-    if picture.mode not in ("RGB", "L"):
-        raise Fault(f"an image of mode {mode_of(picture, data)}", "save it as 8-bit RGB")
+    mode = mode_of(picture, data)
+    if picture.mode not in ("RGB", "L") or mode == "16-bit":
+        raise Fault(f"an image of mode {mode}", "save it as 8-bit RGB")
     return np.array(loaded(picture).convert("RGB"))
 
 
@@ -57,8 +29,10 @@ def decode_label(data: bytes, painted: bool) -> np.ndarray:
     if picture.format != "PNG":
         raise Fault("a mask saved as JPEG, which changes values", "save masks as PNG")
     if painted:
-        if picture.mode not in ("RGB", "P"):
+        if picture.mode not in ("RGB", "P") or mode == "16-bit":
             raise Fault(f"a mask of mode {mode} where colours are expected", "save it as 8-bit RGB, or set masks: ids in the class table")
+        if picture.mode == "P":
+            check_palette(picture)
         return np.array(loaded(picture).convert("RGB"))
     if mode.startswith("grayscale"):
         raise Fault(f"a {mode} mask, whose values would be scaled on reading", "save it as 8-bit grayscale")
@@ -146,9 +120,10 @@ def open_picture(data: bytes) -> Image.Image:
     except Fault:
         raise
     except Exception:  # PIL raises many kinds on damaged headers; all of them mean the same to the owner of the file
-        name = next((name for magic, name in OTHERS.items() if data.startswith(magic)), None)
-        if name:
+        if name := name_of(data):
             raise Fault(f"a {name} file", "save it as PNG or JPEG") from None
+        if data.startswith(b"version https://git-lfs"):
+            raise Fault("a pointer of Git LFS, not the picture", "run git lfs pull") from None
         raise Fault("not a readable PNG or JPEG", "copy it again") from None
     if orientation != 1:
         raise Fault(f"EXIF orientation {orientation}: viewers turn it, masks do not", "turn the pixels and remove the tag")
@@ -156,6 +131,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def loaded(picture: Image.Image) -> Image.Image:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries turn it on for the whole process; missing pixels would come out grey
     try:
         picture.load()
     except Exception as error:  # as above, for damaged pixels
@@ -163,47 +139,17 @@ def loaded(picture: Image.Image) -> Image.Image:
     return picture
 
 
+def check_palette(picture: Image.Image) -> None:
+    """A pixel beyond the palette would come out black, which may well be the colour of a class."""
+    colours = len(picture.palette.palette) // 3 if picture.palette else 0
+    highest = np.asarray(loaded(picture)).max()
+    if highest >= colours:
+        raise Fault(f"a pixel has colour {highest} of a palette of {colours}", "save it as 8-bit RGB")
+
+
 def mode_of(picture: Image.Image, data: bytes) -> str:
-    """The mode in words that say more than PIL's: it scales grayscale of fewer than 8 bits without a word."""
-    if picture.format == "PNG" and data[25] == 0 and data[24] < 8:
-        return f"grayscale {data[24]}-bit"
-    return "16-bit" if picture.mode.startswith("I") else picture.mode
-
-
-def check_whole(data: bytes) -> None:
-    """Decoders forgive missing ends and flipped bits; the containers tell. Once, when data are first seen."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        check_png(memoryview(data))
-    elif data.startswith(b"\xff\xd8"):
-        check_jpeg(data)
-
-
-def check_png(data: memoryview) -> None:
-    """Walks the chunks to IEND and checks their sums."""
-    at = 8
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if end > len(data):
-            break
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise Fault("damaged: a checksum inside the PNG is wrong", "copy it again")
-        if data[at + 4 : at + 8] == b"IEND":
-            return
-        at = end
-    raise Fault("cut off before the end of the PNG", "copy it again")
-
-
-def check_jpeg(data: bytes) -> None:
-    """Walks the segments to the first scan, after which an end marker must come."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xFF:  # filling
-            at += 1
-            continue
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        at += 2 + length
-        if marker == 0xDA and data.find(b"\xff\xd9", at) > 0:
-            return
-        if marker == 0xDA:
-            break
-    raise Fault("cut off before the end of the JPEG", "copy it again")
+    """The mode in words that say more than PIL's: without a word it scales grayscale of fewer than 8 bits, and halves 16 bits."""
+    depth, colour = data[24:26] if picture.format == "PNG" else (8, 2)
+    if colour == 0 and depth < 8:
+        return f"grayscale {depth}-bit"
+    return "16-bit" if depth == 16 or picture.mode.startswith("I") else picture.mode

@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.errors import Stopped
 from stages.sources._classes import ClassTable, Mapping
-from stages.sources._images import check_pair, pixel_digest, read_file
+from stages.sources._files import read_file, state
+from stages.sources._images import check_pair, pixel_digest
 from stages.sources._layout import Layout, Pair, chosen
 from stages.sources._problems import Fault, Problems
 
@@ -27,7 +28,11 @@ def write_index(
     home = layout.home()
     problems = Problems(str(home))
     pairs = {split: chosen(found, limit, key=lambda pair: pair[0]) for split, found in layout.pairs(problems).items()}
+    listed = {path: state(home, path) for found in pairs.values() for _, *paths in found for path in paths}
     index = scan(home, pairs, table, problems, job)
+    for path, before in listed.items():
+        if state(home, path) != before:
+            problems.add(path, Fault("changed while the data were looked at", "wait until nothing writes to it, then run again"))
     problems.stop()
     (out / FILE).write_text(json.dumps(index, sort_keys=True, separators=(",", ":"), ensure_ascii=True), encoding="utf-8")
     shapes = {tuple(entry["shape"]) for entries in index.values() for entry in entries}

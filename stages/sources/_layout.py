@@ -3,11 +3,15 @@
 import hashlib
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import BadData
+from stages.sources._files import check_relative, inside, read_named
 from stages.sources._problems import Fault, Problems, printable
+
+LONGEST = 64 << 20  # bytes of a list
 
 Pair = tuple[str, str, str]  # name, path of the image, path of the label; paths relative to the root
 
@@ -25,10 +29,14 @@ class Layout:
 
     def home(self) -> Path:
         """The root without symbolic links; BadData if there is no such folder."""
-        path = Path(self.root).expanduser()
-        if not path.is_dir():
-            raise BadData(f"source.root: {printable(str(path))} is not a folder: give the folder that holds {self.images}")
-        return path.resolve()
+        try:
+            path = Path(self.root).expanduser()
+            if path.is_dir():
+                return path.resolve()
+            found = "is not a folder"
+        except (OSError, RuntimeError, ValueError) as error:  # no right to look, too long a name; ~ of nobody; NUL
+            found = f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
+        raise BadData(printable(f"source.root: {self.root} {found}: give the folder that holds {self.images}"))
 
     def outside(self) -> dict[str, str]:
         """One digest over relative path, size, mtime and ctime of every file that may be read."""
@@ -45,17 +53,13 @@ class Layout:
         """The pairs of each split in the order of its list, or sorted; what cannot be paired goes to `problems`."""
         home = self.home()
         found = {split: self.pair(home, split, problems) for split in self.splits}
-        where: dict[str, str] = {}
-        for split, pairs in found.items():
-            for _, image, _ in pairs:
-                if where.setdefault(image, split) != split:
-                    problems.add(
-                        image, Fault(f"stands in {where[image]} and in {split}", "a picture belongs to one split: correct the lists")
-                    )
+        tell_shared(found, problems)
+        tell_alike(found, problems)
         return found
 
     def pair(self, home: Path, split: str, problems: Problems) -> list[Pair]:
-        images, labels = find(home, self.images, split), find(home, self.labels, split)
+        links = None if self.lists else problems  # what a list does not name may lie anywhere
+        images, labels = (find(home, pattern, split, problems, links) for pattern in (self.images, self.labels))
         for paths in [*images.values(), *labels.values()]:
             if len(paths) > 1:
                 problems.add(paths[0], Fault(f"{paths[1]} matches the same pattern and stem", "keep one of them"))
@@ -76,12 +80,32 @@ class Layout:
             if stem in images and stem in labels:
                 pairs.append((stem, images[stem][0], labels[stem][0]))
         if not stems:
-            asked = self.lists or self.images
-            there = ", ".join(sorted(entry.name for entry in os.scandir(home))[:8]) or "nothing"
-            problems.add(
-                asked.replace("{split}", split), Fault(f"split {split} is empty", f"root holds {there}; correct the pattern or splits")
-            )
+            asked = (self.lists or self.images).replace("{split}", split)
+            problems.add(asked, Fault(f"split {split} is empty", f"root holds {names_in(home)}; correct the pattern or splits"))
         return pairs
+
+
+def tell_shared(found: dict[str, list[Pair]], problems: Problems) -> None:
+    """A picture belongs to one split, and a label to one picture."""
+    owner: dict[str, tuple[str, str]] = {}
+    for split, pairs in found.items():
+        for _, image, label in pairs:
+            other, _ = owner.setdefault(image, (split, image))
+            if other != split:
+                problems.add(image, Fault(f"stands in {other} and in {split}", "a picture belongs to one split: correct the lists"))
+            _, other = owner.setdefault(label, (split, image))
+            if other != image:
+                problems.add(label, Fault(f"the label of {other} and of {image}", "give each its own: is {split} missing in labels?"))
+
+
+def tell_alike(found: dict[str, list[Pair]], problems: Problems) -> None:
+    """Two names that other file systems take for one: there, a copy of the data would hold only one of the files."""
+    for kind in (1, 2):
+        first: dict[str, str] = {}
+        for pair in (pair for pairs in found.values() for pair in pairs):
+            other = first.setdefault(unicodedata.normalize("NFC", pair[kind]).casefold(), pair[kind])
+            if other != pair[kind]:
+                problems.add(pair[kind], Fault(f"differs from {other} only in case or in how accents are written", "rename one of them"))
 
 
 def check_pattern(pattern: str) -> str:
@@ -95,47 +119,68 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def check_relative(path: str) -> str:
-    """Paths inside lists, patterns and indexes are relative and stay below their root."""
-    parts = path.split("/")
-    if not path or path.startswith("/") or "\\" in path or ".." in parts or len(path.encode("utf-8", "surrogateescape")) > 1024:
-        raise ValueError(f"{printable(path)!r} must be a path relative to the root, with / and without ..")
-    if not path.isprintable() or any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
-        raise ValueError(f"{printable(path)!r} holds control characters or a name of more than 255 bytes")
-    return path
+def find(root: Path, pattern: str, split: str, problems: Problems | None = None, links: Problems | None = None) -> dict[str, list[str]]:
+    """stem -> paths relative to root that match; hidden files are passed over, links to folders are not followed.
 
-
-def find(root: Path, pattern: str, split: str) -> dict[str, list[str]]:
-    """stem -> paths relative to root that match; hidden files are passed over, links to folders are not followed."""
+    What cannot be listed is told to `problems`, a folder that is passed over because it is a link to `links`.
+    """
     pattern = pattern.replace("{split}", split)
     fixed = re.split(r"[*{]", pattern)[0].rpartition("/")[0]
+    if not inside(root, os.path.join(os.path.realpath(root / fixed), "")):  # what lies elsewhere is not even listed
+        if problems:
+            problems.add(fixed, Fault("a symbolic link leads out of the root", "put the folder itself there, or make its parent the root"))
+        return {}
+    matches = matcher(pattern)
+    found: dict[str, list[str]] = {}
+    for folder, folders, files in os.walk(root / fixed, onerror=lambda error: tell_unlisted(root, error, problems)):
+        folders.sort()
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        at = "" if below == "." else f"{below}/"
+        for file in sorted(files):
+            match = not file.startswith(".") and matches(at + file)
+            if match:
+                found.setdefault(match["stem"], []).append(at + file)
+        for name in folders if links else ():
+            if not name.startswith(".") and os.path.islink(os.path.join(folder, name)):
+                links.add(at + name, Fault("a link to a folder, which is not followed", "put the folder itself there, or give lists"))
+    return found
+
+
+def matcher(pattern: str):
+    """path -> match with the group stem, or None."""
     parts, seen = [], False
     for piece in re.split(r"(\{stem\}|\*)", pattern):
         parts.append({"{stem}": "(?P=stem)" if seen else "(?P<stem>.+)", "*": "[^/]*"}.get(piece) or re.escape(piece))
         seen = seen or piece == "{stem}"
-    matches = re.compile("".join(parts)).fullmatch
-    found: dict[str, list[str]] = {}
-    for folder, folders, files in os.walk(root / fixed):
-        folders.sort()
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        for file in sorted(files):
-            path = file if below == "." else f"{below}/{file}"
-            match = not file.startswith(".") and matches(path)
-            if match:
-                found.setdefault(match["stem"], []).append(path)
-    return found
+    return re.compile("".join(parts), re.DOTALL).fullmatch
+
+
+def tell_unlisted(root: Path, error: OSError, problems: Problems | None) -> None:
+    if problems and not isinstance(error, FileNotFoundError):  # a folder that is not there is an empty split
+        path = os.path.relpath(error.filename, root).replace(os.sep, "/")
+        problems.add(path, Fault(f"cannot be listed ({error.strerror})", "check permissions and the disk"))
+
+
+def names_in(root: Path) -> str:
+    try:
+        return ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
+    except OSError as error:
+        return f"what cannot be listed ({error.strerror})"
 
 
 def read_stems(root: Path, path: str, problems: Problems) -> list[str]:
     """The lines of a list. A stem that leads out of the root, or comes twice, is a problem."""
     try:
-        lines = (root / path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        problems.add(path, Fault(f"the list cannot be read ({type(error).__name__})", "write a UTF-8 text file with one stem per line"))
+        lines = read_named(root, path, LONGEST).decode("utf-8-sig").split("\n")
+    except Fault as fault:
+        problems.add(path, Fault(f"the list cannot be read: {fault.what}", "write a UTF-8 text file with one stem per line"))
+        return []
+    except UnicodeDecodeError:
+        problems.add(path, Fault("the list cannot be read: it is not UTF-8", "write a UTF-8 text file with one stem per line"))
         return []
     stems: dict[str, None] = {}
     for number, line in enumerate(lines, 1):
-        stem = line.strip()
+        stem = line.strip(" \t\r")  # no other blanks: a control character stays, and is told
         if not stem:
             continue
         try:
@@ -156,7 +201,7 @@ def digest(root: Path, names: list[str]) -> str:
         try:
             stat = os.stat(root / name)
             line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n"
-        except OSError:
+        except (OSError, ValueError):  # ValueError: NUL in a name
             line = f"{name}\0missing\n"
         total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()

@@ -1,7 +1,7 @@
 """CamVid with 11 classes: a list of stems per split, images and masks beside it, and its own table of classes."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ TABLE_FILE = "classes.json"
 
 class Camvid(Source):
     kind: Literal["camvid"] = "camvid"
+    version: ClassVar[int] = 2
     root: str = Field(description="The folder with train.txt, val.txt, test.txt, classes.json and a folder per split.")
 
     def layout(self) -> Layout:
@@ -26,16 +27,18 @@ class Camvid(Source):
         from stages.sources._index import write_index
 
         layout = self.layout()
-        facts, beside = write_index(layout, read_table(layout.home() / TABLE_FILE), out, size, limit, job)
+        facts, beside = write_index(layout, read_table(layout.home()), out, size, limit, job)
         return {"source": "camvid", **facts}, beside
 
 
-def read_table(path: Path):
+def read_table(home: Path):
     """The class table in CamVid's own form: classes with id, name and colour, and one ignore_index."""
     from pipeline.errors import BadData
     from stages.sources._classes import class_table, read_table_file
+    from stages.sources._files import clipped
+    from stages.sources._problems import printable
 
-    content = read_table_file(path)
+    content, path = read_table_file(home, TABLE_FILE), printable(str(home / TABLE_FILE))
     try:
         rows = sorted(content["classes"], key=lambda row: row["id"])
         names, colours, ids = ([row[key] for row in rows] for key in ("name", "colour", "id"))
@@ -43,7 +46,9 @@ def read_table(path: Path):
         fits = all(isinstance(n, str) for n in names) and all(isinstance(i, int) for i in [*ids, ignore])
         fits = fits and all(len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in colours)
     except (KeyError, TypeError) as error:
-        raise BadData(f"{path}: {error} is missing or of another type: it needs classes with id, name, colour, and ignore_index") from None
+        raise BadData(
+            f"{path}: {clipped(str(error))} is missing or of another type: it needs classes with id, name, colour, and ignore_index"
+        ) from None
     if not fits:
         raise BadData(f"{path}: ids and ignore_index are whole numbers, names are text, colours are three numbers 0 to 255")
-    return class_table(names, colours, [[i] for i in ids], [ignore], source=str(path))
+    return class_table(names, colours, [[i] for i in ids], [ignore], source=path)

@@ -1,7 +1,7 @@
 """Cityscapes as it is unpacked: leftImg8bit and gtFine side by side, label ids mapped to the 19 classes that are evaluated."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ IGNORED = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255)  # 255: lice
 
 class Cityscapes(Source):
     kind: Literal["cityscapes"] = "cityscapes"
+    version: ClassVar[int] = 2
     root: str = Field(description="The folder with leftImg8bit and gtFine; splits train and val are used, test has no public labels.")
 
     def layout(self) -> Layout:

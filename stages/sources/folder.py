@@ -1,7 +1,7 @@
 """Pictures and masks in folders of one's own: two patterns and a class table, and the files stay where they are."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,6 +14,7 @@ Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 class Folder(Source):
     kind: Literal["folder"] = "folder"
+    version: ClassVar[int] = 2
     root: str = Field(description="The folder that holds everything else; patterns and lists are relative to it.")
     images: Pattern = Field("{split}/images/{stem}.jpg", description="Where images lie: {split} and {stem} are filled in, * is anything.")
     labels: Pattern = Field("{split}/labels/{stem}.png", description="Where the mask of an image lies, with the same {stem}.")
@@ -29,6 +30,8 @@ class Folder(Source):
 
     @model_validator(mode="after")
     def splits_differ(self) -> Self:
+        if self.images == self.labels:
+            raise ValueError("images and labels are the same pattern: a picture would be its own mask")
         if len(set(self.splits)) != len(self.splits):
             raise ValueError("splits: a name stands there twice")
         if "{split}" not in (self.lists or self.images) and len(self.splits) > 1:
@@ -46,6 +49,6 @@ class Folder(Source):
         from stages.sources._index import write_index
 
         layout = self.layout()
-        table = read_class_table(layout.home() / self.classes)
+        table = read_class_table(layout.home(), self.classes)
         facts, beside = write_index(layout, table, out, size, limit, job)
         return {"source": "folder", **facts}, beside

@@ -1,7 +1,7 @@
 """Hugging Face datasets: local parquet or arrow files, or a hub id pinned to a commit; their pixels are written into the artifact."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 
 class Hf(Source):
     kind: Literal["hf"] = "hf"
+    version: ClassVar[int] = 2
     files: dict[Split, list[str]] | None = Field(None, description="Split -> local .parquet or .arrow files; * in a file name is expanded.")
     hub: str | None = Field(None, description="Dataset id on the hub, org/name; needs `revision` and the network.")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="Commit of the hub dataset, 40 hex digits.")

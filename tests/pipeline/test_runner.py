@@ -3,12 +3,21 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from pipeline import limits
+from pipeline.errors import Missing, Stillhouse
+from pipeline.runner import Runner
+from pipeline.show import Lines
+from pipeline.store import Store
 from tests.pipeline.toy_place import Place, wait_for
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -235,3 +244,57 @@ def _read(path):
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_a_stage_that_the_system_killed_for_want_of_memory_is_explained_and_another_kill_is_not(tmp_path):
+    runner = Runner(Store(tmp_path / "store"), {}, Lines())
+    with pytest.raises(Missing, match=r"want of memory. Lower fit.batch"):
+        runner._result({}, -signal.SIGKILL, tmp_path / "log", short_of_memory=True)
+    with pytest.raises(Stillhouse, match="killed by SIGKILL") as caught:
+        runner._result({}, -signal.SIGKILL, tmp_path / "log", short_of_memory=False)
+    assert caught.value.code == 1
+
+
+def test_kills_for_want_of_memory_are_counted_for_the_machine_and_the_container(tmp_path, monkeypatch):
+    events = tmp_path / "memory.events"
+    events.write_text("low 0\noom 3\noom_kill 2\n")
+    before = limits.memory_kills()
+    monkeypatch.setattr(limits, "_cgroups", lambda: [events])
+    assert limits.memory_kills() == before + 2
+
+
+def test_a_stage_whose_runner_is_gone_before_it_starts_does_nothing(tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text("{}")
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "pipeline.child", str(spec), str(write), "1"]  # process 1 is not the parent of what a test starts
+    done = subprocess.run(command, pass_fds=[write], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    os.close(write)
+    assert done.returncode == 1 and os.read(read, 100) == b"" and not done.stderr
+
+
+def test_what_a_stage_writes_is_for_its_owner_only_and_it_leaves_no_core(place):
+    place.edit("value: 1}", "value: 1, fail: tell}")
+    out = place.run()
+    assert "umask 77, core 0" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_signalled_itself_ends_the_run_as_stopped(place, number):
+    place.edit("steps: 3", "steps: 100000")
+    process = place.start("run", place.recipe, "--profile", "none")
+    wait_for(process, "counting")
+    time.sleep(0.3)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+
+
+def test_the_newest_run_is_told_by_its_place_and_not_by_a_clock(place):
+    place.run()
+    place.edit("value: 2}", "value: 4}")
+    place.run()
+    runs = place.folder / ".stillhouse/refs/runs"
+    os.utime(runs / "toy-1", (4e9, 4e9))
+    assert place.call("report").strip().endswith("toy-2/page.html")

@@ -1,10 +1,10 @@
-import json
 import os
 
 import pytest
 
 from pipeline import fsops
 from pipeline.errors import BadStore
+from pipeline.keys import canonical
 from pipeline.store import Damaged, Store
 
 
@@ -116,7 +116,7 @@ def test_a_folder_of_something_else_is_not_taken_for_a_store(tmp_path):
 
 
 def test_a_store_of_a_newer_version_is_refused(store):
-    (store.root / "store.json").write_text(json.dumps({"schema": 2}))
+    (store.root / "store.json").write_bytes(canonical({"schema": 2, "hash": "sha256"}))
     with pytest.raises(BadStore, match="schema 2"):
         Store(store.root).prepare()
 

@@ -1,6 +1,7 @@
 """A torch-free table of stages for tests of the runner: a number, a sum, a counter that can be stopped, a verdict."""
 
 import os
+import resource
 import time
 from typing import Annotated, ClassVar, Literal
 
@@ -16,7 +17,8 @@ class Number(Stage):
     kind: Literal["number"]
     makes: ClassVar[str] = "Dataset"
     value: int = Field(0, description="The number.")
-    fail: Literal["no", "data", "bug", "crash", "nest", "deaf"] = Field("no", description="How to go wrong.")
+    size: int = Field(0, description="Bytes of ballast to write beside it.")
+    fail: Literal["no", "data", "bug", "crash", "nest", "deaf", "tell"] = Field("no", description="How to go wrong.")
 
     def run(self, inputs, job):
         if self.fail == "data":
@@ -29,9 +31,14 @@ class Number(Stage):
             job.stop_asked()
             job.say("deaf")
             time.sleep(1)
+        if self.fail == "tell":
+            mask = os.umask(0)
+            job.say(f"umask {mask:o}, core {resource.getrlimit(resource.RLIMIT_CORE)[0]}")
         if self.fail == "nest":
             (job.out / "folder").mkdir()
         (job.out / "number.txt").write_text(str(self.value))
+        if self.size:
+            (job.out / "ballast.bin").write_bytes(bytes(self.size))
         return Made({"value": self.value}, {"pid": os.getpid()})
 
 
@@ -54,16 +61,17 @@ class Count(Stage):
     makes: ClassVar[str] = "Checkpoint"
     of: Annotated[str, Takes(("Dataset",))]
     steps: int = Field(3, description="How far to count.")
+    deaf: Annotated[bool, Aside()] = Field(False, description="Goes on counting when it is asked to stop.")
 
     def run(self, inputs, job):
         state = job.state / "at"
-        at = int(state.read_text()) if state.exists() else 0
+        at = int(state.read_text() or 0) if state.exists() else 0  # empty: killed while it was written
         job.say(f"counting from {at}")
         while at < self.steps:
             at += 1
             time.sleep(0.02)
             job.progress(at, self.steps, value=at)
-            if signal := job.stop_asked():
+            if (signal := job.stop_asked()) and not self.deaf:
                 state.write_text(str(at))
                 raise Stopped("state saved", signal)
         (job.out / "number.txt").write_text(str(at))

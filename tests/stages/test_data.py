@@ -203,8 +203,40 @@ def test_without_a_fault_nothing_is_said_to_be_wrong(tree, tmp_path):
     assert made.facts["splits"] == {"train": 3, "val": 3} and len(job.said) == 1
 
 
-def test_there_are_enough_kinds_of_faults():
-    assert len(FAULTS) >= 20
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_link_that_stays_below_the_root_is_followed(kind, tree, tmp_path):
+    tree = tree(2)
+    path = getattr(tree, kind)
+    (tree.root / "kept").mkdir()
+    os.replace(path, tree.root / "kept" / path.name)
+    path.symlink_to(f"../../kept/{path.name}")
+    assert tree.run(tmp_path)[0].facts["splits"] == {"train": 3, "val": 3}
+
+
+def test_a_class_table_may_lie_where_the_recipe_says_but_not_where_the_data_lead(tree, tmp_path):
+    tree = tree()
+    elsewhere = tmp_path / "elsewhere.json"
+    (tree.root / "classes.json").rename(elsewhere)
+    for i, name in enumerate((str(elsewhere), "../elsewhere.json")):
+        assert tree.run(tmp_path / str(i), classes=name)[0].facts["classes"] == NAMES
+    (tree.root / "classes.json").symlink_to(elsewhere)
+    with pytest.raises(BadData, match=r"classes\.json cannot be read: a symbolic link leads out of the root"):
+        tree.run(tmp_path / "link")
+
+
+def test_a_folder_that_leads_out_of_the_root_is_not_even_listed(tree, tmp_path):
+    tree = tree()
+    (tree.root / "train" / "images").rename(tmp_path / "elsewhere")
+    (tree.root / "train" / "images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadData, match=r"train/images: a symbolic link leads out of the root: put the folder itself there") as found:
+        tree.run(tmp_path)
+    assert "a.jpg: a symbolic link" not in str(found.value)
+
+
+@pytest.mark.parametrize(("field", "name"), [("lists", "{split}\0.txt"), ("classes", "\0.json"), ("classes", "/\0.json"), ("root", "a\0")])
+def test_a_name_with_nul_is_answered_like_any_other(field, name, tree, tmp_path):
+    with pytest.raises(BadData, match=r"is not a folder|cannot be read"):
+        tree().run(tmp_path, **{field: name})
 
 
 TABLES = {

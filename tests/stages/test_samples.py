@@ -55,11 +55,54 @@ def test_a_file_that_changed_since_is_named(indexed, file):
         samples[0]
 
 
+@pytest.mark.parametrize(
+    "change", [lambda path: path.write_bytes(path.read_bytes() + b"more"), lambda path: os.truncate(path, 9), os.utime]
+)
+def test_a_file_that_changes_while_it_is_read_is_named(indexed, monkeypatch, change):
+    samples, root = indexed[0]()
+    seen = []
+
+    def meddle(info):  # called for the name, and again once the file is open
+        seen.append(info)
+        if len(seen) == 2:
+            change(root / "i.png")
+
+    monkeypatch.setattr("stages.sources._files.check_regular", meddle)
+    with pytest.raises(BadData, match=r"i\.png: changed while it was read: wait"):
+        samples[0]
+
+
+def test_a_part_of_the_path_that_is_swapped_for_a_link_is_not_followed(indexed, monkeypatch):
+    make, _, _ = indexed
+    samples, root = make(image="sub/i.png")
+    (root / "sub").mkdir()
+    (root.parent / "outside").mkdir()
+    for folder in (root / "sub", root.parent / "outside"):
+        (folder / "i.png").write_bytes((root / "i.png").read_bytes())
+
+    def swap(real_root, real):  # just after the path was found to be below the root
+        (root / "sub").rename(root / "gone")
+        (root / "sub").symlink_to(root.parent / "outside")
+        return True
+
+    monkeypatch.setattr("stages.sources._files.inside", swap)
+    with pytest.raises(BadData, match=r"sub/i\.png: (cannot be read|there is no such file)"):
+        samples.source(0)
+
+
 def test_a_file_that_vanished_is_named(indexed):
     samples, root = indexed[0]()
     (root / "l.png").unlink()
     with pytest.raises(BadData, match=r"l\.png: there is no such file"):
         samples[0]
+
+
+def test_data_that_moved_are_found_through_a_link_in_their_place(indexed):
+    make, image, _ = indexed
+    samples, root = make()
+    root.rename(root.with_name("moved"))
+    root.symlink_to("moved")
+    assert np.array_equal(samples[0][0], image)
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "", "a\0b", "x" * 300, "a\\..\\b"])

@@ -312,6 +312,20 @@ def test_hf_names_what_is_wrong_with_a_table(tmp_path, change, said):
         made(tmp_path, hf_example(tmp_path) | change)
 
 
+def test_hf_names_the_row_whose_native_size_differs(tmp_path):
+    import datasets
+
+    settings = hf_example(tmp_path)
+    rows = {
+        "photo": [Image.fromarray(picture(i, shape)) for i, shape in enumerate((SHAPE, (16, 16)))],
+        "mask": [Image.fromarray(mask(i, [0, 1, 2], shape)) for i, shape in enumerate((SHAPE, (16, 16)))],
+    }
+    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train-0.parquet"))
+    with pytest.raises(BadData, match=r"train row 1: 16x16 pixels, but train_00000 has 40x24: set size"):
+        made(tmp_path, settings | {"classes": NAMES}, size="native")
+
+
 def test_hf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     settings = hf_example(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -330,6 +344,7 @@ def test_hf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         {"kind": "folder", "root": ".", "images": "/data/{split}/{stem}.jpg"},
         {"kind": "folder", "root": ".", "images": "{stem}.jpg"},
         {"kind": "folder", "root": ".", "images": "{split}/{name}/{stem}.jpg"},
+        {"kind": "folder", "root": ".", "images": "{split}/{stem}.png", "labels": "{split}/{stem}.png"},
         {"kind": "folder", "root": ".", "splits": []},
         {"kind": "folder", "root": ".", "splits": ["train", "train"]},
         {"kind": "folder"},

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from . import finding
 from .artifact import Artifact
 from .errors import BadStore
 from .store import Damaged, Store
@@ -29,7 +30,7 @@ def write(store: Store, run: str, out: Path, parts: Any) -> Path:
 def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str, Artifact]]:
     """What the journal tells of a run, and the verified artifacts it ended with."""
     entries = store.journal(run).read()
-    begin = entries[0]
+    begin = finding.begin(store, run)
     ended = {e["stage"]: e for e in entries if e["event"] == "stage"}
     end = entries[-1] if entries[-1]["event"] == "end" else {"code": None, "error": "the run did not end"}
     artifacts, stages = {}, []

@@ -11,7 +11,8 @@ from .problems import shortened, visible
 RESERVE = 32 << 20  # bytes that stay free beyond what a stage is expected to write
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Reasons that lie in the storage or in what the system grants, not in the program.
-STORAGE = (*FULL, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV, errno.ENXIO)
+BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EBUSY, errno.EINTR, errno.EAGAIN)
+STORAGE = (*FULL, *BROKEN, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
 # Their caches and locks differ from machine to machine, and some acknowledge a sync before the data is safe.
 NETWORK = re.compile(r"nfs\d?|cifs|smb\w*|ncpfs|afs|9p|ceph|glusterfs|lustre|gpfs|beegfs\w*|orangefs|ocfs2|gfs2|fuse(\.\w.*)?")
 

@@ -66,7 +66,9 @@ class Runner:
             with self.store.shared():  # sweeping sees no run that is not locked yet
                 run = self.store.new_run(recipe.name)
                 self.held.enter_context(locks.alone(self.store.alone(run), run, None))
-            error = self._tried(recipe, stages, run, ended)
+            begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
+            self._note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
+            error = self._tried(stages, run, ended)
             steps = make(stages, self.store)
             self._note(run, "end", code=error.code if error else verdict(steps), error=str(error) if error else None)
         return Outcome(run, steps, ended, error, changed=True)
@@ -84,12 +86,10 @@ class Runner:
         except Damaged as damage:
             raise BadStore(f"{step.name}: {damage}, and the store is read-only, so that it cannot be made anew") from None
 
-    def _tried(self, recipe: Recipe, stages: Mapping[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> Stillhouse | None:
+    def _tried(self, stages: Mapping[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> Stillhouse | None:
         """The error in which it ended, if it did."""
         try:
             self._walking = True
-            begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
-            self._note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
             self._walk(stages, run, ended)
         except Stillhouse as problem:
             return problem

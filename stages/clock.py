@@ -13,7 +13,8 @@ class Clock:
         self.before, self.started = before, time.perf_counter()
         self.waited = self.paused = 0.0
         self.step_ms: list[float] = []  # the mean of each stretch between two looks
-        self._last_look, self._looked_at, self._last_save = self.started, 0, self.started
+        self._last_look, self._last_save = self.started, self.started
+        self._steps = self._looked_at = 0
 
     def total(self) -> float:
         return self.before + time.perf_counter() - self.started
@@ -36,12 +37,15 @@ class Clock:
     def since_look(self) -> float:
         return time.perf_counter() - self._last_look
 
-    def look(self, steps: int) -> float:
-        """Ends a stretch after so many steps of this session: milliseconds per step in it."""
+    def stepped(self) -> None:
+        self._steps += 1
+
+    def look(self) -> float:
+        """Ends a stretch of steps: milliseconds per step in it."""
         now = time.perf_counter()
-        if steps > self._looked_at:
-            self.step_ms.append(1000 * (now - self._last_look) / (steps - self._looked_at))
-        self._last_look, self._looked_at = now, steps
+        if self._steps > self._looked_at:
+            self.step_ms.append(1000 * (now - self._last_look) / (self._steps - self._looked_at))
+        self._last_look, self._looked_at = now, self._steps
         return self.step_ms[-1]
 
     def save_due(self, every: float) -> bool:

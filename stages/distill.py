@@ -10,7 +10,7 @@ from stages.fit import Fit
 from stages.kd import TABLE as KD
 from stages.kd.ce import Ce
 from stages.models import TABLE as MODELS
-from stages.train import misfits
+from stages.train import misfits, taught
 from stages.weights import Weights
 
 
@@ -25,10 +25,13 @@ class Distill(Stage):
     init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
 
     makes: ClassVar[str] = "Checkpoint"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def outside(self) -> dict[str, str]:
         return {"init": self.init.digest()} if self.init else {}
+
+    def environment(self) -> dict[str, str]:
+        return self.fit.environment()
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
         return misfits(self, earlier)
@@ -37,6 +40,4 @@ class Distill(Stage):
         return self.model_copy(update={"fit": self.fit.rehearsed()})
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
-        from stages.teach import teach
-
-        return teach(inputs["data"], self.model, self.fit, self.init, self.task, job, inputs["teacher"], self.losses)
+        return taught(self, inputs, job)

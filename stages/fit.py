@@ -1,6 +1,7 @@
 """What a recipe says about training: the settings of the one training loop (stages/loop.py), and the learning rate they give."""
 
 import math
+from importlib import metadata
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,6 +52,16 @@ class Fit(BaseModel):
     accumulate: int = Field(
         1, ge=1, description="Parts in which a batch is worked off to save memory; losses and BatchNorm then average within each part."
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes of this machine that share every batch, with a GPU each, or a core each without GPUs.",
+    )
+    determinism: Literal["fast", "strict"] = Field(
+        "fast",
+        description="strict: the same bits every time, slower on a GPU; torch and device then belong to the key. A CPU is exact anyway.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the networks; losses and weights stay fp32.")
     channels_last: bool = Field(False, description="Memory layout NHWC for convolutions: faster for CNNs, mostly on GPUs.")
     compile: bool = Field(False, description="Compile the student with torch.compile: slower start, faster steps.")
@@ -75,6 +86,8 @@ class Fit(BaseModel):
     def divisible(self) -> Self:
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be worked off in accumulate: {self.accumulate} equal parts")
+        if self.batch % (self.accumulate * self.processes):
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate} x {self.processes} processes")
         if self.warmup >= self.steps:
             raise ValueError(f"warmup {self.warmup} must be shorter than steps {self.steps}")
         return self
@@ -85,11 +98,19 @@ class Fit(BaseModel):
         fall = left**self.power if self.schedule == "poly" else (1 - math.cos(math.pi * left)) / 2
         return self.lr * fall * min(1.0, (step + 1) / (self.warmup or 1))
 
+    def environment(self) -> dict[str, str]:
+        """What decides the bits of the result beside the settings. Only `strict` promises bits, so only there it counts."""
+        if self.determinism == "fast":
+            return {}
+        from stages.machine import cpu_name, gpus
+
+        names = sorted({gpu["name"] for gpu in gpus()})
+        return {"device": ", ".join(names) or cpu_name()} | _versions()
+
     def rehearsed(self) -> "Fit":
-        """The same code paths in 2 steps of 2 images."""
-        return self.model_copy(
-            update={"steps": 2, "batch": min(self.batch, 2), "accumulate": 1, "warmup": 0, "validate_every": 0, "val_images": 4}
-        )
+        """The same code paths in 2 steps of 2 images, or of one for each process."""
+        batch = min(self.batch, max(2, self.processes))
+        return self.model_copy(update={"steps": 2, "batch": batch, "accumulate": 1, "warmup": 0, "validate_every": 0, "val_images": 4})
 
     def misfits(self, size: tuple[int, int] | None, multiple: int) -> list[tuple[tuple, str]]:
         """What is wrong in view of the data's size (None: unknown or native) and what the model divides by: (field, message)."""
@@ -101,3 +122,16 @@ class Fit(BaseModel):
             where = "crop" if self.crop else "crop is not set, and data.size"
             return [(("crop",), f"{where} {list(found)}: the model needs multiples of {multiple}; the nearest is {near}")]
         return []
+
+
+def _versions() -> dict[str, str]:
+    """Of torch, whose version names its CUDA, and of cuDNN where torch brings it as a package; read without importing either."""
+    found = {name: _version(name) for name in ("torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

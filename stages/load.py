@@ -1,12 +1,14 @@
 """Takes in a teacher that was trained elsewhere, and measures it on the data at once: shifted labels show here, not after distilling."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.artifact import Artifact
-from pipeline.errors import Stopped
+from pipeline.errors import BadData, Stillhouse, Stopped
 from pipeline.stage import Dataset, Job, Made, Stage
 from stages.models import TABLE as MODELS
 from stages.weights import Weights
@@ -33,13 +35,32 @@ class Load(Stage):
         row = self.model.completed(path)
         module = row.build(len(data.facts["classes"]))
         row.load(module, path)
-        val = measured(module, data, job)
+        with explained(data):
+            val = measured(module, data, job)
         save_checkpoint(job.out, module.state_dict())
         (job.out / "curves.json").write_text(json.dumps({"train": [], "val": []}), encoding="utf-8")
         facts = {key: data.facts[key] for key in ("classes", "colours", "size")}
         model = row.model_dump(mode="json")
         parameters = sum(p.numel() for p in module.parameters())
         return Made({"model": model, **facts, "steps": 0, "val": val}, {"weights": str(path), "parameters": parameters})
+
+
+@contextmanager
+def explained(data: Artifact) -> Iterator[None]:
+    """A network from elsewhere may want any amount of memory for one image; how much, nobody knows before it is tried."""
+    from stages.bounds import wants_memory
+
+    try:
+        yield
+    except Stillhouse:
+        raise
+    except Exception as error:
+        if not wants_memory(error):
+            raise
+        size = data.facts["size"] or "its own size"
+        raise BadData(
+            f"this network wants more memory than there is for one image of {size}: is it made for that? Give data a smaller size"
+        ) from None
 
 
 def measured(module, data: Artifact, job: Job) -> dict[str, Any] | None:

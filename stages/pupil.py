@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import BadStore, Diverged
+from pipeline.errors import BadStore
 from stages.fit import Fit
 from stages.state import State
 
@@ -26,14 +26,16 @@ class Pupil:
         """The network that will be published."""
         return self.ema.module if self.ema else self.student
 
-    def require_finite(self) -> None:
-        """Weights that are not finite are neither saved nor published."""
+    def not_finite(self) -> str:
+        """Which weights are not finite, in words; empty if all are. Others are neither saved nor published."""
         for name, module in self._modules().items():
             bad = [key for key, value in module.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
             if bad:
-                raise Diverged(f"training diverged: {len(bad)} weights of the {name} are not finite, the first is {bad[0]}. {ADVICE}")
+                return f"{len(bad)} weights of the {name} are not finite, the first is {bad[0]}"
+        return ""
 
-    def captured(self, step: int, facts: dict) -> State:
+    def captured(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors, and the rest as JSON."""
         tensors = {}
         for name, module in self._modules().items():
             tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
@@ -41,11 +43,12 @@ class Pupil:
         for parameter, kept in self.optimizer.state.items():
             tensors |= {f"optimizer/{named[parameter]}/{key}": value for key, value in kept.items() if value is not None}
         tensors = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        return State(step, tensors, facts | {"curves": self.curves.facts()})
+        return tensors, {"curves": self.curves.facts()}
 
     def put_back(self, state: State) -> None:
         """The inverse of captured(). What is missing or left over is an error: a half-restored run would go on quietly wrong."""
         left = dict(state.tensors)
+        self.optimizer.state.clear()
         for name, module in self._modules().items():
             with torch.no_grad():
                 for key, value in module.state_dict().items():
@@ -109,15 +112,17 @@ class Curves:
         self.sums = [a + b for a, b in zip(self.sums, values, strict=True)]
         self.count += 1
 
-    def loss(self) -> float:
-        """The mean total loss since the last point."""
-        return sum(self.sums) / self.count
+    def loss(self) -> float | None:
+        """The mean total loss since the last point; None where every step since was skipped."""
+        return sum(self.sums) / self.count if self.count else None
 
     def due(self, done: int) -> bool:
         return done % self.window == 0 or done == self.steps
 
-    def close(self, done: int, lr: float) -> dict:
-        """Ends a window: a point of the curve."""
+    def close(self, done: int, lr: float) -> dict | None:
+        """Ends a window: a point of the curve, unless every step of it was skipped."""
+        if not self.count:
+            return None
         means = {name: value / self.count for name, value in zip(self.names, self.sums, strict=True)}
         task = sum(means[name] for name in self.task)
         ratios = {name: value / task if task else 0.0 for name, value in means.items() if name not in self.task}
@@ -144,7 +149,10 @@ def optimizer_for(student: nn.Module, terms: nn.Module, settings: Fit, head: tup
         groups.setdefault((scale, decay), []).append(parameter)
     listed = [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(listed, lr=settings.lr, momentum=settings.momentum, fused=True)
+        made = torch.optim.SGD(listed, lr=settings.lr, momentum=settings.momentum, fused=True)
+        if settings.momentum:  # left to itself it takes memory as it finds it for its first step, and keeps that if the step is skipped
+            made.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for params in groups.values() for p in params})
+        return made
     return torch.optim.AdamW(listed, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
 
 

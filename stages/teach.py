@@ -1,16 +1,13 @@
 """From settings to a published Checkpoint: what `train` and `distill` share, which is everything but the teacher."""
 
 import json
-from collections.abc import Sequence
 
 import torch
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, BadRecipe
-from pipeline.stage import Job, Made
+from pipeline.stage import Job, Made, Stage
 from stages.chance import seed_of
-from stages.fit import Fit
-from stages.kd import Method
 from stages.kd._terms import Terms
 from stages.loop import fit
 from stages.models import Model, open_model
@@ -18,29 +15,24 @@ from stages.samples import open_samples
 from stages.weights import Weights, save_checkpoint
 
 
-def teach(
-    data: Artifact,
-    model: Model,
-    settings: Fit,
-    init: Weights | None,
-    task: Method,
-    job: Job,
-    teacher: Artifact | None = None,
-    losses: Sequence[Method] = (),
-) -> Made:
+def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
+    """`stage` is a Train, or a Distill with a teacher and losses beside the task loss."""
+    settings, data, teacher = stage.fit, inputs["data"], inputs.get("teacher")
     classes, size = data.facts["classes"], data.facts["size"]
-    if misfits := settings.misfits(tuple(size) if size else None, model.multiple):
+    if misfits := settings.misfits(tuple(size) if size else None, stage.model.multiple):
         raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
     if teacher:
         require_same_classes(teacher, data)
     train = open_samples(data, "train")
     val = open_samples(data, "val") if data.facts["splits"].get("val") else None
-    student, model = start(model, len(classes), settings.seed, init, job)
+    student, model = start(stage.model, len(classes), settings.seed, stage.init, job)
     master = open_model(teacher) if teacher else None
-    terms = Terms(task, losses, student.widths, master.widths if master else {}, len(classes), seed_of(settings.seed, "kd"))
+    losses, widths = (stage.losses, master.widths) if teacher else ((), {})
+    terms = Terms(stage.task, losses, student.widths, widths, len(classes), seed_of(settings.seed, "kd"))
     done = fit(student, terms, train, val, settings, job, master, model.head_keys)
-    save_checkpoint(job.out, done.weights)
-    (job.out / "curves.json").write_text(json.dumps(done.curves), encoding="utf-8")
+    if done.publishes:
+        save_checkpoint(job.out, done.weights)
+        (job.out / "curves.json").write_text(json.dumps(done.curves, allow_nan=False), encoding="utf-8")
     facts = {"model": model.model_dump(mode="json"), "classes": classes, "colours": data.facts["colours"], "size": size}
     return Made(facts | {"steps": settings.steps, "val": done.val}, done.beside)
 

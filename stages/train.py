@@ -22,10 +22,13 @@ class Train(Stage):
     init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
 
     makes: ClassVar[str] = "Checkpoint"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def outside(self) -> dict[str, str]:
         return {"init": self.init.digest()} if self.init else {}
+
+    def environment(self) -> dict[str, str]:
+        return self.fit.environment()
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
         return misfits(self, earlier)
@@ -34,9 +37,18 @@ class Train(Stage):
         return self.model_copy(update={"fit": self.fit.rehearsed()})
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
-        from stages.teach import teach
+        return taught(self, inputs, job)
 
-        return teach(inputs["data"], self.model, self.fit, self.init, self.task, job)
+
+def taught(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
+    """Here, or in several processes."""
+    if stage.fit.processes > 1:
+        from stages.group import together
+
+        return together("stages.teach:teach", (stage, inputs), stage.fit.processes, job)
+    from stages.teach import teach
+
+    return teach(stage, inputs, job)
 
 
 def misfits(stage, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:

@@ -4,8 +4,6 @@ A pickle (.pt, .pth, .bin) runs whatever code lies in it when opened, so it is r
 """
 
 import hashlib
-import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
@@ -13,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from pipeline.errors import BadData, Diverged, Missing, Refused
+from stages.tensorfile import PICKLES, advice, read_object
+from stages.tensorfile import check as require_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+LARGEST = {"config.json": 1 << 20, "preprocessor_config.json": 1 << 20, INDEX: 8 << 20}  # bytes
+LONGEST_NAME = 200  # characters of a file that an index names
 SHOWN = 10  # mismatches in one message
 
 
@@ -135,13 +137,7 @@ def config_beside(path: Path, name: str) -> dict[str, Any] | None:
     file = (path if path.is_dir() else path.parent) / name
     if not file.is_file():
         return None
-    try:
-        content = json.loads(contained(file).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise BadData(f"{file} is not JSON: {e}") from None
-    if not isinstance(content, dict):
-        raise BadData(f"{file} must hold a JSON object")
-    return content
+    return read_object(contained(file), LARGEST[name])
 
 
 # Files
@@ -149,7 +145,7 @@ def config_beside(path: Path, name: str) -> dict[str, Any] | None:
 
 def digest(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
-    files = [*tensor_files(path), *(folder / name for name in (INDEX, *CONFIGS) if (folder / name).is_file())]
+    files = [*tensor_files(path), *(contained(folder / name) for name in (INDEX, *CONFIGS) if (folder / name).is_file())]
     lines = [f"{sha256(file)} {file.name}" for file in files]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
@@ -164,7 +160,8 @@ def tensor_files(path: Path) -> list[Path]:
     if path.is_file():
         files = [path]
     elif not path.is_dir():
-        raise BadData(f"weights: {path} was not found (looked from {Path.cwd()})")
+        found = "is no plain file" if path.exists() else f"was not found (looked from {Path.cwd()})"
+        raise BadData(f"weights: {path} {found}")
     elif (path / INDEX).is_file():
         files = shards(path)
     elif (path / SINGLE).exists():
@@ -179,7 +176,7 @@ def tensor_files(path: Path) -> list[Path]:
 def only_one(folder: Path) -> Path:
     names = sorted(p.name for p in folder.iterdir())
     found = [n for n in names if n.endswith(".safetensors")]
-    pickles = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+    pickles = [n for n in names if n.endswith(PICKLES)]
     if not found and pickles:
         raise Refused(advice(folder / pickles[0]))
     if len(found) != 1:
@@ -194,8 +191,8 @@ def shards(folder: Path) -> list[Path]:
         raise Refused(f"{folder / INDEX} must map each weight to a file (weight_map)")
     files = []
     for name in sorted(set(names.values())):
-        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
-            raise Refused(f"{folder / INDEX} names {name!r}: only files of that folder are read")
+        if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise Refused(f"{folder / INDEX} names {name[:LONGEST_NAME]!r}: only files of that folder are read")
         files.append(contained(folder / name))
     return files
 
@@ -204,35 +201,11 @@ def contained(file: Path) -> Path:
     """A plain file of its folder. Links are refused, except those of the hub's cache, which keeps snapshots as links into its blobs/."""
     if file.is_symlink():
         blobs = file.parent.parent.parent / "blobs"
-        if file.parent.parent.name != "snapshots" or file.resolve().parent != blobs.resolve():
+        if file.parent.parent.name != "snapshots" or blobs.is_symlink() or file.resolve().parent != blobs.resolve():
             raise Refused(f"{file} is a link that leads out of its folder; put the file itself there")
     if not file.is_file():
         raise BadData(f"{file} was not found, or is not a plain file")
     return file
-
-
-def require_safetensors(file: Path) -> None:
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        head = f.read(9)
-    if int.from_bytes(head[:8], "little") <= size - 8 and head[8:] == b"{":
-        return
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
-        raise Refused(advice(file))
-    raise Refused(f"{file} ({size} bytes) does not begin like a safetensors file: it is damaged, or something else")
-
-
-def advice(file: Path) -> str:
-    target = str(file.with_suffix(".safetensors"))
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"s = torch.load({str(file)!r}, map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
-        f"save_file({{k: v.clone().contiguous() for k, v in s.items()}}, {target!r})"
-    )
-    return (
-        f"{file} is not safetensors but a pickle (PyTorch's older format): opening one can run code hidden in it, so it is refused.\n"
-        f"Convert it once, in a place you trust: python -c {shlex.quote(code)}"
-    )
 
 
 # Comparing and reading

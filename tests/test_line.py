@@ -78,7 +78,7 @@ def test_a_stopped_teacher_goes_on_to_the_same_checkpoint(line):
     change = ("--set=stages.teacher.fit.steps=100", "--set=stages.teacher.fit.save_every=0.1")
     store = line.folder / "other"
     process = line.start("run", line.recipe, *change, "--store", store)
-    while process.poll() is None and not list(store.glob("state/*/step-*")):
+    while process.poll() is None and not list(store.glob("state/*/round-*-step-*")):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)

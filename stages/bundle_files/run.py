@@ -3,18 +3,27 @@
 python run.py picture.png                 writes picture_mask.png
 python run.py picture.jpg -o mask.png
 python run.py --check                     looks whether this folder is whole and this machine computes what it should
+
+Ends with 0; with 2 if the picture or this machine is of no use; with 7 if a file is not the one that was bundled.
 """
+
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # this folder: a numpy.py that somebody put here is not numpy
 
 import argparse
 import hashlib
 import json
-import sys
+import re
+import types
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
 HERE = Path(__file__).resolve().parent
+OPENED = ("runtime.py", "classes.json", "preprocessing.json")  # what a run opens, besides engine.*
+CHECKED = (*OPENED, "run.py", "requirements.txt", "sample.png", "expected.png", "model.onnx", "README.txt", "verdict.json")
+LARGEST = 64_000_000  # pixels of a picture
+LONGEST = 1 << 20  # bytes of a JSON file
 
 
 def main() -> int:
@@ -31,34 +40,49 @@ def main() -> int:
         return mask(given.picture, given.output or given.picture.with_name(f"{given.picture.stem}_mask.png"))
     except Problem as problem:
         print(problem, file=sys.stderr)
-        return 1
+        return problem.code
+    except ImportError as error:
+        print(f"{error}: pip install -r {HERE / 'requirements.txt'}", file=sys.stderr)
+        return Problem.code
+    except (LookupError, TypeError, ValueError) as error:
+        print(f"the files of this folder do not fit together ({type(error).__name__}: {error}): fetch it again", file=sys.stderr)
+        return Changed.code
 
 
 class Problem(Exception):
-    pass
+    code = 2
+
+
+class Changed(Problem):
+    """A file is not the one that was bundled."""
+
+    code = 7
 
 
 def mask(picture: Path, output: Path) -> int:
+    import numpy as np
+
+    bundle = described()
+    run, names = engine(bundle), read("classes.json")["classes"]
     image = opened(picture)
-    found = predicted(image, engine())
+    found = predicted(image, run)
     painted(found).save(output)
-    shares = np.bincount(found.ravel(), minlength=len(classes()["classes"])) / found.size
+    shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
     print(f"{output}: {image.width} x {image.height} pixels")
     for k in np.argsort(-shares, kind="stable"):
         if shares[k] > 0:
-            print(f"  {shares[k]:7.2%}  {classes()['classes'][k]}")
+            print(f"  {shares[k]:7.2%}  {names[k] if k < len(names) else k}")
     return 0
 
 
 def check() -> int:
-    bundle = read("bundle.json")
+    bundle = described()
     for name, digest in bundle["files"].items():
-        if not (HERE / name).is_file():
-            raise Problem(f"{name} is missing: fetch this folder again")
-        if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
-            raise Problem(f"{name} is not the file that was bundled (its sha256 differs): fetch this folder again")
-    expected = np.asarray(Image.open(HERE / "expected.png"))
-    found = predicted(opened(HERE / "sample.png"), engine())
+        verify(name, digest)
+    import numpy as np  # only now: before, nothing but this file and Python itself has a say
+
+    expected = np.asarray(decoded(HERE / "expected.png"))
+    found = predicted(opened(HERE / "sample.png"), engine(bundle))
     share = float((found == expected).mean()) if found.shape == expected.shape else 0.0
     if share < bundle["least_agreement"]:
         raise Problem(
@@ -70,8 +94,11 @@ def check() -> int:
     return 0
 
 
-def predicted(image: Image.Image, run) -> np.ndarray:
+def predicted(image, run):
     """The class of every pixel, uint8 (h, w), at the picture's own size."""
+    import numpy as np
+    from PIL import Image
+
     height, width = read("preprocessing.json")["input"]["size"]
     small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
     found = run(np.array(small, dtype=np.uint8)[None])[0]  # (1, H, W, 3) -> (H, W)
@@ -80,40 +107,102 @@ def predicted(image: Image.Image, run) -> np.ndarray:
     return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))
 
 
-def opened(path: Path) -> Image.Image:
+def opened(path: Path):
+    from PIL import ImageOps
+
+    image = decoded(path)
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")  # cameras note how they were held
-    except OSError as error:
+        return ImageOps.exif_transpose(image).convert("RGB")  # cameras note how they were held
+    except Exception as error:  # decoders have many words for a picture that is none
         raise Problem(f"{path} cannot be read as a picture: {error}") from None
 
 
-def painted(found: np.ndarray) -> Image.Image:
+def decoded(path: Path):
+    """A PNG or JPEG as it is; its size is looked at before its pixels are."""
+    from PIL import Image
+
+    try:
+        if not path.is_file():
+            raise OSError("there is no such file")
+        image = Image.open(path, formats=("PNG", "JPEG"))
+        if image.width * image.height > LARGEST:
+            raise OSError(f"{image.width} x {image.height} pixels, and {LARGEST:,} are the limit")
+        image.load()
+        return image
+    except Exception as error:
+        raise Problem(f"{path} cannot be read as a picture: {error}") from None
+
+
+def painted(found):
     """A PNG in palette mode: it shows colours, and its values are class numbers."""
-    colours = classes()["colours"]
+    from PIL import Image
+
+    colours = read("classes.json")["colours"]
     picture = Image.fromarray(found)
     picture.putpalette([value for colour in colours for value in colour] + [0, 0, 0] * (256 - len(colours)))
     return picture
 
 
-def classes() -> dict:
-    return read("classes.json")
+def described() -> dict:
+    """bundle.json, when it says what it must: all files by name and digest, the engine's settings, the share of pixels to reproduce."""
+    found = read("bundle.json")
+    files, engines = found.get("files"), []
+    if isinstance(files, dict):
+        engines = [name for name in files if name.startswith("engine.")]
+        for name, digest in files.items():
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}", name) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+                raise Changed(f"bundle.json lists {name[:80]!r} with {str(digest)[:80]!r}: fetch this folder again")
+    missing = sorted(set(CHECKED) - set(files if isinstance(files, dict) else ()))
+    least, passed, settings = found.get("least_agreement"), found.get("passed"), found.get("engine")
+    if missing or not engines:
+        raise Changed(f"bundle.json does not list {missing[0] if missing else 'an engine'}: fetch this folder again")
+    if not isinstance(least, float) or not 0.9 <= least <= 1 or not isinstance(passed, bool) or not isinstance(settings, dict):
+        raise Changed("bundle.json does not say what the engine must reproduce and how it runs: fetch this folder again")
+    return found
+
+
+def verify(name: str, digest: str) -> None:
+    file, hasher = HERE / name, hashlib.sha256()
+    if file.is_symlink() or not file.is_file():
+        raise Changed(f"{name} is missing, or no plain file: fetch this folder again")
+    with file.open("rb") as content:
+        while piece := content.read(1 << 20):
+            hasher.update(piece)
+    if hasher.hexdigest() != digest:
+        raise Changed(f"{name} is not the file that was bundled (its sha256 differs): fetch this folder again")
 
 
 def read(name: str) -> dict:
-    return json.loads((HERE / name).read_text(encoding="utf-8"))
-
-
-def engine():
-    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W). What was bundled is what runs, or nothing does."""
-    from runtime import Unfit, load
-
-    settings = read("bundle.json")["engine"]
+    file = HERE / name
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > LONGEST:
+        raise Changed(f"{name} is missing, no plain file, or too large: fetch this folder again")
     try:
-        return load(HERE, settings)
-    except ImportError as error:
-        raise Problem(f"{error}: pip install -r {HERE / 'requirements.txt'}") from None
-    except Unfit as unfit:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Changed(f"{name} is not JSON ({str(error)[:80]}): fetch this folder again") from None
+    if not isinstance(found, dict):
+        raise Changed(f"{name} does not hold a JSON object: fetch this folder again")
+    return found
+
+
+def engine(bundle: dict):
+    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W). What was bundled is what runs, or nothing does."""
+    for name, digest in bundle["files"].items():
+        if name in OPENED or name.startswith("engine."):
+            verify(name, digest)
+    content = (HERE / "runtime.py").read_bytes()
+    if hashlib.sha256(content).hexdigest() != bundle["files"]["runtime.py"]:
+        raise Changed("runtime.py changes while it is read")
+    runtime = types.ModuleType("runtime")
+    exec(compile(content, str(HERE / "runtime.py"), "exec"), runtime.__dict__)  # these bytes, and no cached ones from beside them
+    try:
+        return runtime.load(HERE, bundle["engine"])
+    except ImportError:
+        raise
+    except runtime.Unfit as unfit:
         raise Problem(str(unfit)) from None
+    except Exception as error:  # of the runtime: each has its own kinds
+        raise Problem(f"the engine cannot be opened: {type(error).__name__}: {str(error)[:300]}") from None
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Opens engine.onnx in onnxruntime, with the provider it was made for."""
 
+import os
 from pathlib import Path
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -11,6 +12,7 @@ class Unfit(Exception):
 
 def load(folder: Path, settings: dict):
     """A function from uint8 (1, H, W, 3) to uint8 (1, H, W)."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # since 1.29 the runtime tells its makers of every model it opens unless this is set
     import onnxruntime
 
     wanted = PROVIDERS[settings["provider"]]

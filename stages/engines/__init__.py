@@ -4,12 +4,13 @@ Nothing here touches a device or imports a runtime before `build` or `open` is c
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.artifact import Artifact
-from pipeline.errors import Missing
+from pipeline.errors import BadData, Missing, Stillhouse
 from pipeline.table import Row, Table
 
 if TYPE_CHECKING:
@@ -60,3 +61,37 @@ def need(module: str, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise Missing(f"{module} is asked for and cannot be imported here ({error}); install it: {install}") from None
+
+
+@contextmanager
+def opening(file: Path, runtime: str, size: int | None) -> Iterator[None]:
+    """Around a runtime that reads a file of `size` bytes, which then bound its memory (None: not at all, as for drivers of GPUs).
+
+    What a runtime says of a file it does not take becomes our error, in one line; its own kinds of error are known only to itself.
+    """
+    from stages.bounds import bounded
+
+    try:
+        with nullcontext() if size is None else bounded(f"{runtime}, opening {file},", size):
+            yield
+    except Stillhouse:
+        raise
+    except Exception as error:
+        raise BadData(f"{runtime} does not take {file}: {first_line(error)}. Build it again from the network") from None
+
+
+def answer(run: Callable[[], "np.ndarray"], images: "np.ndarray") -> "np.ndarray":
+    """The class maps that `run` gives for these images; BadData when the engine does not take them or gives something else."""
+    shape = images.shape[:3]
+    try:
+        found = run()
+    except Exception as error:
+        raise BadData(f"the engine does not take images of shape {list(images.shape)}: {first_line(error)}") from None
+    if found.shape != shape or found.dtype.name != "uint8":
+        raise BadData(f"the engine gives {found.dtype} {list(found.shape)}, not uint8 {list(shape)}: build it again")
+    return found
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return "".join(c for c in lines[0][:300] if c.isprintable()) if lines else type(error).__name__

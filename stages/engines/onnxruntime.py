@@ -3,6 +3,7 @@
 The runtime falls back to the CPU when a provider does not load; here that is an error, found by reading the session back.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +13,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.errors import Missing
 from stages import machine, onnxfile
-from stages.engines import Engine, need
+from stages.engines import Engine, answer, need, opening
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -46,6 +47,7 @@ def session_of(path: Path, provider: str = "cpu", threads: int | None = None) ->
     onnxfile.check(path)
     if provider != "cpu" and not machine.has_device():
         raise Missing(f"provider: {provider} asks for an NVIDIA GPU, and the driver shows none on this machine; write provider: cpu")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # since 1.29 the runtime tells its makers of every model it opens unless this is set
     ort = need("onnxruntime", "pip install onnxruntime" if provider == "cpu" else "pip install onnxruntime-gpu")
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
@@ -60,7 +62,8 @@ def session_of(path: Path, provider: str = "cpu", threads: int | None = None) ->
         options.intra_op_num_threads = threads
     # Strict float32 on CUDA: TensorFloat-32 would round every product to 10 bits.
     providers = [(wanted, {"use_tf32": "0"} if provider == "cuda" else {})]
-    session = ort.InferenceSession(path, options, providers=providers)
+    with opening(path, "onnxruntime", path.stat().st_size if provider == "cpu" else None):
+        session = ort.InferenceSession(path, options, providers=providers)
     if session.get_providers()[0] != wanted:
         raise Missing(
             f"provider: {provider} was asked for, the session runs on {session.get_providers()[0]}: the provider's libraries did not load. "
@@ -75,7 +78,7 @@ class Session:
         self.ort, self.session, self.device, self.ran = ort, session, device, ran
 
     def __call__(self, images):
-        return self.session.run(["classmap"], {"image": images})[0]
+        return answer(lambda: self.session.run(["classmap"], {"image": images})[0], images)
 
     def bind(self, images):
         binding = self.session.io_binding()

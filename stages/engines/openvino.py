@@ -5,6 +5,7 @@ A network compiled for any batch ran 1.5 to 1.8 times slower than one compiled f
 one thread, OpenVINO 2026.4), so a session compiles once for each batch size it meets.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.errors import Missing
 from stages import machine, onnxfile
-from stages.engines import Engine, need
+from stages.engines import Engine, _ir, answer, need, opening
 
 TYPES = {"f32": "float32", "bf16": "bfloat16"}  # as the runtime prints them
 
@@ -34,21 +35,29 @@ class OpenVino(Engine):
 
     def build(self, source: Artifact, out: Path) -> dict[str, Any]:
         onnxfile.check(source.file("model.onnx"))
-        ov = need("openvino", "pip install openvino")
-        ov.save_model(ov.Core().read_model(source.file("model.onnx")), out / "engine.xml", compress_to_fp16=False)
+        ov, file = silent(), source.file("model.onnx")
+        with opening(file, "openvino", file.stat().st_size):
+            ov.save_model(ov.Core().read_model(file), out / "engine.xml", compress_to_fp16=False)
         return {"ran": self.open(out, {}).ran}
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":
         if self.precision == "bf16" and not machine.has_bf16():
             raise Missing(f"precision: bf16 asks for a CPU with bfloat16 arithmetic; {machine.cpu_name()} has none. Write precision: f32")
-        return Session(need("openvino", "pip install openvino"), folder / "engine.xml", self.precision, self.threads)
+        return Session(silent(), _ir.check(folder), self.precision, self.threads)
+
+
+def silent() -> Any:
+    """OpenVINO without the package through which its import calls a server of its makers and writes to the user's home."""
+    sys.modules.setdefault("openvino_telemetry", None)
+    return need("openvino", "pip install openvino")
 
 
 class Session:
     def __init__(self, ov: Any, path: Path, precision: str, threads: int | None):
-        self.ov = ov
+        self.ov, self.path = ov, path
         self.core = ov.Core()
-        self.model = self.core.read_model(path)
+        with opening(path, "openvino", self._size()):
+            self.model = self.core.read_model(path)
         self.settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
@@ -65,7 +74,7 @@ class Session:
         batch = len(images)
         if batch not in self.requests:
             self.requests[batch] = self._compiled(batch).create_infer_request()
-        return self.requests[batch].infer({"image": images})["classmap"].copy()
+        return answer(lambda: self.requests[batch].infer({"image": images})["classmap"].copy(), images)
 
     def bind(self, images):
         request = self._compiled(len(images)).create_infer_request()
@@ -74,7 +83,11 @@ class Session:
 
     def _compiled(self, batch: int):
         if batch not in self.compiled:
-            model = self.model.clone()
-            model.reshape({"image": [batch, *list(model.input("image").partial_shape)[1:]]})
-            self.compiled[batch] = self.core.compile_model(model, "CPU", self.settings)
+            with opening(self.path, "openvino", self._size()):
+                model = self.model.clone()
+                model.reshape({"image": [batch, *list(model.input("image").partial_shape)[1:]]})
+                self.compiled[batch] = self.core.compile_model(model, "CPU", self.settings)
         return self.compiled[batch]
+
+    def _size(self) -> int:
+        return sum(file.stat().st_size for file in (self.path, self.path.with_suffix(".bin")))

@@ -19,7 +19,7 @@ import parts
 from common import ROOT, end, nobody_left, survivors, toy, undisturbed
 
 COVERS = ("pipeline", "stages", "kernels")
-TOYS, REALS = 1000, 8
+TOYS, REALS = 640, 8  # about 1,200 kills of the toy line
 KILLS = {"toy": 3, "real": 5}
 HOURS = 600  # seconds that one real run may take
 
@@ -43,7 +43,7 @@ def summary(figures):
     if not all(f["kills"] == KILLS["real"] for f in figures if f["line"] == "real"):
         return False, f"{words}: a real run ended before its last kill"
     toys = sum(f["line"] == "toy" for f in figures)
-    return toys < 100 or kills["toy"] >= toys, words  # some runs end before they are killed; on average there is a kill in each
+    return toys < TOYS or kills["toy"] >= 1000, words  # some runs end before they are killed three times
 
 
 def _toy(place, chance):

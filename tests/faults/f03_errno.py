@@ -1,7 +1,7 @@
 """F3: a system call on the store is refused or does less than asked: exit 5 or success, nothing half made, and then the same artifacts.
 
 In the runner and in the process of each stage every call that writes, syncs, opens, makes, renames, removes or changes the mode of
-something in the store or the folder of pages fails once: each of those that change anything with three of the seven errors, each
+something in the store or the folder of pages fails once: each of those that change anything with two of the seven errors, each
 opening of what is there with one, in turn. Short writes (cases short-*) are made in this process, under the store itself.
 """
 
@@ -27,7 +27,7 @@ def cases():
         for call, count, line, named in tracing.calls(lines, touched=process != "runner"):
             if not named or call not in CALLS:
                 continue
-            times = 1 if call == "openat" and "O_CREAT" not in line else 3
+            times = 1 if call == "openat" and "O_CREAT" not in line else 2
             found += [f"{process}-{call}-{count}-{ERRORS[(turn + i) % len(ERRORS)]}" for i in range(times)]
             turn += times
     return found + [f"short-{i}" for i in range(SHORT)]

@@ -114,6 +114,7 @@ def _in_child(work, place, write):
 def load_torch():
     import accelerate  # noqa: F401
     import torch
+    import torch._dynamo  # the optimisers load it: two seconds in every child
 
     import stages.teach  # noqa: F401
 

@@ -91,6 +91,16 @@ def test_a_damaged_pin_stops_gc_rather_than_losing_what_it_kept(place):
     assert objects(place) == before
 
 
+def test_a_damaged_journal_stops_gc_as_long_as_its_run_counts(place):
+    changed_run(place)
+    before = objects(place)
+    journal = store_of(place).journal("toy-1").path
+    journal.write_bytes(journal.read_bytes().replace(b'"made"', b'"mode"', 1))
+    assert "the journal of toy-1 has entries that cannot be read" in place.call("store", "gc", code=5)
+    assert objects(place) == before
+    place.call("store", "gc", "--keep", "1")
+
+
 def test_gc_clears_what_killed_runs_left_and_not_what_a_run_is_writing(place):
     place.run()
     store = store_of(place)

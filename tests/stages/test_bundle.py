@@ -1,5 +1,6 @@
 """What leaves the house runs without it: with its own files, numpy, pillow and the runtime, and it notices when a file was changed."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -136,7 +137,51 @@ def test_a_changed_or_missing_file_is_seen_by_its_check(packed, tmp_path, victim
         content[-1 if victim != "run.py" else content.index(b"PNG")] ^= 1
         file.write_bytes(content)
     done = run(folder, "--check")
-    assert done.returncode == 1 and file.name in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 7 and file.name in done.stderr and "Traceback" not in done.stderr
+    if victim != "run.py":
+        Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+        done = run(folder, tmp_path / "small.png")  # not only its check looks
+        assert done.returncode == 7 and file.name in done.stderr and not (tmp_path / "small_mask.png").exists()
+
+
+@pytest.mark.parametrize("name", ["numpy.py", "json.py", "PIL.py", "runtime.pyc", "sitecustomize.py"])
+def test_a_program_that_was_put_beside_it_is_not_run(packed, tmp_path, name):
+    folder = copied(packed[1], tmp_path)
+    (folder / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    done = run(folder, "--check")
+    assert done.returncode == 0 and not (tmp_path / "ran").exists(), done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {}},
+        {"files": {"../run.py": "0" * 64}},
+        {"files": None},
+        {"least_agreement": 0.0},
+        {"least_agreement": None},
+        {"engine": None},
+        {"passed": "yes"},
+    ],
+    ids=range(7),
+)
+def test_a_bundle_json_that_asks_for_less_is_refused(packed, tmp_path, change):
+    folder = copied(packed[1], tmp_path)
+    bundle = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(bundle | change))
+    done = run(folder, "--check")
+    assert done.returncode == 7 and "bundle.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_files_are_compared_before_any_package_is_needed(packed, tmp_path):
+    """requirements.txt says what pip installs: whether it is the bundled one must be known before."""
+    folder = copied(packed[1], tmp_path)
+    without = [sys.executable, "-S", "-E", str(folder / "run.py"), "--check"]
+    done = subprocess.run(without, capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install -r" in done.stderr
+    (folder / "requirements.txt").write_text("evil==1.0\n")
+    done = subprocess.run(without, capture_output=True, text=True)
+    assert done.returncode == 7 and "requirements.txt is not the file" in done.stderr
 
 
 def test_an_engine_that_computes_something_else_is_seen_by_its_check(packed, tmp_path):
@@ -147,10 +192,10 @@ def test_an_engine_that_computes_something_else_is_seen_by_its_check(packed, tmp
     turned.putpalette(expected.getpalette())
     turned.save(folder / "expected.png")
     bundle = json.loads((folder / "bundle.json").read_text())
-    del bundle["files"]["expected.png"]
+    bundle["files"]["expected.png"] = hashlib.sha256((folder / "expected.png").read_bytes()).hexdigest()
     (folder / "bundle.json").write_text(json.dumps(bundle))
     done = run(folder, "--check")
-    assert done.returncode == 1 and "not usable here" in done.stderr
+    assert done.returncode == 2 and "not usable here" in done.stderr
 
 
 def test_bad_pictures_get_one_line(packed, tmp_path):
@@ -158,7 +203,7 @@ def test_bad_pictures_get_one_line(packed, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     for given in ("text.png", "absent.png"):
         done = run(folder, tmp_path / given)
-        assert done.returncode == 1 and "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
     assert run(folder).returncode == 2
 
 

@@ -1,17 +1,10 @@
 """The training loop: what it computes, that it can be stopped anywhere, and what it refuses to publish. A tiny net, samples in memory."""
 
 import copy
-import hashlib
 import json
 import math
-import os
 import platform
 import resource
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,119 +12,30 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.errors import BadData, BadRecipe, BadStore, Diverged, Missing, Stopped
-from stages import loop, state
+from pipeline.errors import BadData, BadRecipe, Missing, Stopped
+from stages import group, state
 from stages.batches import crops, names_at
 from stages.fit import Augment, Fit
-from stages.kd import TABLE
-from stages.kd._terms import Terms
 from stages.loop import fit
 from stages.memory import keep_freed_memory
-
-CLASSES = 3
-
-
-class Net(nn.Module):
-    """Two convolutions with everything that makes resuming hard: BatchNorm buffers, dropout, a counter."""
-
-    align_corners = False
-    widths = {"logits": CLASSES, "head": 4}
-
-    def __init__(self, dropout=0.2):
-        super().__init__()
-        self.first, self.norm, self.drop = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Dropout(dropout)
-        self.classifier = nn.Conv2d(4, CLASSES, 1)
-        self.register_buffer("mean", torch.full((1, 3, 1, 1), 127.0), persistent=False)
-
-    def forward(self, image):
-        head = self.drop(self.norm(self.first((image - self.mean) / 60)).relu())
-        return {"logits": self.classifier(head), "head": head}
-
-
-class Memory:
-    """Samples in memory: the class is the brightest channel, so that there is something to learn."""
-
-    classes, colours, size = ["red", "green", "blue"], [[255, 0, 0], [0, 255, 0], [0, 0, 255]], (16, 24)
-
-    def __init__(self, n=7, seed=0):
-        rng = np.random.RandomState(seed)
-        self.labels = rng.randint(0, CLASSES, (n, 2, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
-        self.images = (np.eye(3)[self.labels] * 80 + rng.randint(60, 160, (n, 16, 24, 3))).astype(np.uint8)
-        self.labels[:, :2, :2] = 255
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.images[i], self.labels[i]
-
-    def name(self, i):
-        return f"street_{i}"
-
-
-class Job:
-    """Stops when `stop_at` questions have been asked."""
-
-    rehearsing = False
-
-    def __init__(self, folder, stop_at=None, number=signal.SIGINT):
-        self.out, self.state = folder / "out", folder / "state"
-        self.said, self.shown, self.asked, self.stop_at, self.number = [], [], 0, stop_at, number
-        self.out.mkdir(parents=True, exist_ok=True)
-
-    def say(self, text):
-        self.said.append(text)
-
-    def progress(self, done, total, **figures):
-        self.shown.append((done, total, figures))
-
-    def stop_asked(self):
-        self.asked += 1
-        return self.number if self.stop_at is not None and self.asked > self.stop_at else 0
+from tests.stages.small_fit import (
+    KD,
+    Job,
+    Memory,
+    Net,
+    digest,
+    forget_accelerate,
+    settings,
+    teacher_net,
+    terms_of,
+    trained,
+    without_batchnorm,
+)
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    """One process trains once in real life; here each test starts anew."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    torch.set_num_threads(1)
-    for one in (AcceleratorState, GradientState, PartialState):
-        one._reset_state()
-
-
-BASE = {"steps": 12, "batch": 4, "lr": 0.01, "crop": [16, 16], "validate_every": 5, "seed": 3, "clip": 1.0}
-
-
-def settings(**changes) -> Fit:
-    return Fit.model_validate(BASE | changes)
-
-
-def rows(*kinds):
-    return [TABLE.row(k["kind"]).model_validate(k) for k in kinds]
-
-
-def terms_of(*losses) -> Terms:
-    return Terms(*rows({"kind": "ce"}), rows(*losses), Net.widths, Net.widths, CLASSES, 0)
-
-
-def trained(folder, fit_settings=None, losses=(), teacher=None, train=None, val=None, stop_at=None, **net):
-    torch.manual_seed(1)
-    job = Job(folder, stop_at)
-    done = fit(Net(**net), terms_of(*losses), train or Memory(), val or Memory(5, 1), fit_settings or settings(), job, teacher)
-    return done, job
-
-
-def digest(weights) -> str:
-    return hashlib.sha256(b"".join(k.encode() + v.contiguous().numpy().tobytes() for k, v in sorted(weights.items()))).hexdigest()
-
-
-def teacher_net():
-    torch.manual_seed(77)
-    return Net()
-
-
-KD = [{"kind": "pixel", "temperature": 2.0}, {"kind": "cwd"}]
+    forget_accelerate()
 
 
 # What it computes
@@ -319,182 +223,13 @@ def test_the_samples_of_a_step_can_be_named():
     assert sorted(names) == sorted(4 * [f"street_{i}" for i in range(7)])
 
 
-TWO = """
-import importlib.util, sys
-from pathlib import Path
-
-spec = importlib.util.spec_from_file_location("of_fit", sys.argv[1])
-of_fit = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(of_fit)
-print(of_fit.without_batchnorm(Path(sys.argv[2])))
-"""
+def test_two_processes_learn_what_one_learns(tmp_path, monkeypatch):
+    monkeypatch.setattr(group, "START", "fork")  # cheaper: torch is loaded already
+    two = group.together("tests.stages.small_fit:without_batchnorm", (2,), 2, Job(tmp_path / "two"))
+    assert two == without_batchnorm(1, Job(tmp_path / "one"))
 
 
-def without_batchnorm(folder) -> str:
-    """Trains what does not depend on how a batch is divided; the loss curve, rounded, and the mIoU."""
-    data = Memory()
-    data.labels[data.labels == 255] = 0
-    torch.manual_seed(1)
-    net = Net(dropout=0.0)
-    net.norm = nn.Identity()
-    plain = {"scale": [1, 1], "flip": 0.5, "colour": 0.1}  # no padding: a mean over all pixels is the mean of the parts' means
-    done = fit(net, terms_of(), data, Memory(5, 1), settings(clip=None, ema=0.5, augment=plain), Job(folder))
-    return json.dumps([[round(p["loss"], 4) for p in done.curves["train"]], done.curves["val"]])
-
-
-def test_two_processes_learn_what_one_learns(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, __file__, str(tmp_path / str(rank))],
-            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    told = [process.communicate(timeout=120)[0].splitlines()[-1] for process in ranks]
-    assert told == [without_batchnorm(tmp_path / "one")] * 2
-
-
-# Stopping and going on
-
-
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "accumulate": 2}, {"optimizer": "sgd", "channels_last": True}], ids=str)
-def test_stopped_at_any_step_and_started_again_it_ends_in_the_same_bytes(tmp_path, changes):
-    s = settings(**changes)
-    undisturbed, _ = trained(tmp_path / "whole", s, KD, teacher_net())
-    for stop in (0, 1, 4, 5, 11):
-        folder = tmp_path / f"stop{stop}"
-        with pytest.raises(Stopped) as raised:
-            trained(folder, s, KD, teacher_net(), stop_at=stop)
-        assert raised.value.code == 130
-        done, job = trained(folder, s, KD, teacher_net())
-        assert job.said[0].startswith("resumed at step ") and job.said[0].endswith(" of 12")
-        assert digest(done.weights) == digest(undisturbed.weights)
-        assert json.dumps(done.curves) == json.dumps(undisturbed.curves) and done.val == undisturbed.val
-
-
-def test_stopped_again_and_again_every_two_steps_it_still_ends_in_the_same_bytes(tmp_path):
-    undisturbed, _ = trained(tmp_path / "whole")
-    for _ in range(100):
-        try:
-            done, _ = trained(tmp_path / "broken", stop_at=2)
-            break
-        except Stopped:
-            pass
-    assert digest(done.weights) == digest(undisturbed.weights) and done.curves == undisturbed.curves
-
-
-def test_a_stop_by_sigterm_has_its_own_exit_code(tmp_path):
-    with pytest.raises(Stopped, match="stopped at step 2 of 12; the same command goes on from there") as raised:
-        fit(Net(), terms_of(), Memory(), None, settings(), Job(tmp_path, 2, signal.SIGTERM))
-    assert raised.value.code == 143
-
-
-def test_state_is_saved_while_training_and_a_kill_loses_only_what_came_after(tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Dying(Job):
-        def progress(self, done, total, **figures):
-            if done == 12:
-                raise Killed
-
-    s = settings(save_every=1e-9, validate_every=0)
-    with pytest.raises(Killed):
-        torch.manual_seed(1)
-        fit(Net(), terms_of(), Memory(), Memory(5, 1), s, Dying(tmp_path / "killed"))
-    done, job = trained(tmp_path / "killed", s)
-    assert job.said[0] == "resumed at step 10 of 12"
-    assert digest(done.weights) == digest(trained(tmp_path / "whole", s)[0].weights)
-
-
-def test_a_damaged_newest_state_costs_steps_but_not_the_result(tmp_path):
-    whole, _ = trained(tmp_path / "whole")
-    for stop in (3, 2):
-        with pytest.raises(Stopped):
-            trained(tmp_path / "x", stop_at=stop)
-    newest = sorted((tmp_path / "x" / "state").iterdir())[-1]
-    (newest / state.TENSORS).write_bytes(b"rot")
-    done, job = trained(tmp_path / "x")
-    assert "is damaged" in job.said[0] and job.said[1].startswith("resumed at step 3")
-    assert digest(done.weights) == digest(whole.weights)
-
-
-def test_a_state_of_other_settings_or_another_network_is_refused(tmp_path):
-    with pytest.raises(Stopped):
-        trained(tmp_path, stop_at=3)
-    with pytest.raises(BadStore, match="saved under other settings; delete that folder to start over"):
-        trained(tmp_path, settings(lr=0.5))
-
-    class Other(Net):
-        def __init__(self):
-            super().__init__()
-            self.extra = nn.Conv2d(1, 1, 1)
-
-    with pytest.raises(BadStore, match=r"training needs student/extra\.weight of shape .* lacks it"):
-        fit(Other(), terms_of(), Memory(), None, settings(), Job(tmp_path))
-
-
-def test_a_stop_during_the_last_validation_is_heeded_and_loses_no_step(tmp_path):
-    whole, _ = trained(tmp_path / "whole", settings(validate_every=0))
-    with pytest.raises(Stopped, match="stopped at step 12 of 12"):
-        trained(tmp_path / "x", settings(validate_every=0), stop_at=12)
-    done, _ = trained(tmp_path / "x", settings(validate_every=0))
-    assert digest(done.weights) == digest(whole.weights) and done.val == whole.val
-
-
-# What is never published
-
-
-class Exploding(Net):
-    """The loss of step `at` (counted in training forwards) is not finite."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.count = at, 0
-
-    def forward(self, image):
-        out = super().forward(image)
-        self.count += self.training
-        if self.training and self.count == self.at:
-            out["logits"] = out["logits"] * float("nan")
-        return out
-
-
-def test_a_loss_that_is_not_finite_ends_training_and_names_the_step_and_its_samples(tmp_path):
-    s = settings(steps=4000)  # looked at every 10 steps only: the first bad one is named, not the one of the look
-    job = Job(tmp_path)
-    with pytest.raises(Diverged) as raised:
-        fit(Exploding(7), terms_of(), Memory(), None, s, job)
-    names = ", ".join(sorted(set(names_at(6, Memory(), s))))
-    assert f"the loss of step 7 is not finite; its batch was {names}" in str(raised.value)
-    assert not job.state.exists() and not list(job.out.iterdir())
-
-
-def test_a_stop_right_after_a_bad_step_saves_nothing(tmp_path):
-    job = Job(tmp_path, stop_at=5)
-    with pytest.raises(Diverged, match="the loss of step 5"):
-        fit(Exploding(5), terms_of(), Memory(), None, settings(steps=400), job)
-    assert not job.state.exists()
-
-
-def test_weights_that_are_not_finite_are_not_published_even_if_the_loss_was(tmp_path, monkeypatch):
-    original = loop.Loop.report_if_due
-
-    def spoil(self):
-        original(self)
-        if self.done == 12:
-            with torch.no_grad():
-                self.pupil.student.norm.running_var[1] = float("inf")
-
-    monkeypatch.setattr(loop.Loop, "report_if_due", spoil)
-    with pytest.raises(Diverged, match=r"weights of the student are not finite, the first is norm.running_var"):
-        fit(Net(), terms_of(), Memory(), None, settings(), Job(tmp_path))
+# What goes wrong outside
 
 
 class Broken(Memory):
@@ -522,13 +257,33 @@ def test_memory_that_a_step_frees_is_there_for_the_next(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2048
 
 
-def test_a_device_without_enough_memory_is_told_what_to_change(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "who"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "the device"),
+        (MemoryError(), "this machine"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "this machine"),
+    ],
+    ids=["device", "Python", "torch"],
+)
+def test_who_runs_out_of_memory_is_told_what_was_tried_and_what_to_change(tmp_path, error, who):
     class Huge(Net):
         def forward(self, image):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
-    with pytest.raises(Missing, match=r"too little memory for batches of 4: lower fit\.batch or fit\.crop, raise fit\.accumulate"):
-        fit(Huge(), terms_of(), Memory(), None, settings(), Job(tmp_path))
+    with pytest.raises(Missing) as raised:
+        fit(Huge(), terms_of(), Memory(), None, settings(accumulate=2), Job(tmp_path))
+    tried = "(fit.batch 4, crops of 16 x 16, in 2 parts): lower fit.batch or fit.crop, raise fit.accumulate, or use precision bf16"
+    assert str(raised.value) == f"{who} has too little memory for this training {tried}"
+
+
+def test_other_errors_of_torch_stay_what_they_are(tmp_path):
+    class Wrong(Net):
+        def forward(self, image):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fit(Wrong(), terms_of(), Memory(), None, settings(), Job(tmp_path))
 
 
 # Settings
@@ -537,6 +292,7 @@ def test_a_device_without_enough_memory_is_told_what_to_change(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"batch": 4, "accumulate": 2, "processes": 4}, "batch 4 must be a multiple of accumulate 2 x 4 processes"),
         ({"batch": 6, "accumulate": 4}, "batch 6 cannot be worked off in accumulate: 4 equal parts"),
         ({"warmup": 12}, "warmup 12 must be shorter than steps 12"),
         ({"augment": {"scale": [2.0, 0.5]}}, "must be .low, high. with 0 < low <= high"),
@@ -576,6 +332,11 @@ def test_a_rehearsal_takes_the_same_path_in_two_steps(tmp_path):
     assert (s.steps, s.batch, done.val["images"], [p["step"] for p in done.curves["train"]]) == (2, 2, 4, [1, 2])
 
 
+def test_a_rehearsal_keeps_the_processes():
+    rehearsed = [settings(batch=24, processes=n).rehearsed() for n in (1, 2, 3)]
+    assert [(s.processes, s.batch) for s in rehearsed] == [(1, 2), (2, 2), (3, 3)]
+
+
 def test_tensorboard_gets_the_curves(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
@@ -591,9 +352,37 @@ def test_the_seed_of_the_losses_is_their_own(tmp_path):
     assert digest(baseline.weights) == digest(nearly.weights)
 
 
-def test_too_many_processes_for_the_batch_are_refused(tmp_path, monkeypatch):
+def test_processes_started_by_somebody_else_are_refused(tmp_path, monkeypatch):
     from accelerate import Accelerator
 
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 3))
-    with pytest.raises(BadRecipe, match="must be a multiple of accumulate 1 x 3 processes"):
+    with pytest.raises(BadRecipe, match=r"fit\.processes is 1, and 3 were started: set it to 3, and start the command once"):
         trained(tmp_path)
+
+
+def test_strict_training_is_exact_where_it_runs_and_leaves_no_trace_behind(tmp_path):
+    class Watched(Net):
+        def forward(self, image):
+            self.seen = torch.are_deterministic_algorithms_enabled()
+            return super().forward(image)
+
+    torch.manual_seed(1)
+    net = Watched()
+    strict = fit(net, terms_of(), Memory(), Memory(5, 1), settings(determinism="strict"), Job(tmp_path / "strict"))
+    fast, _ = trained(tmp_path / "fast")
+    assert net.seen and not torch.are_deterministic_algorithms_enabled()
+    assert digest(strict.weights) == digest(fast.weights)
+
+
+def test_an_operation_that_is_never_exact_is_named_under_strict(tmp_path):
+    class Inexact(Net):
+        def forward(self, image):
+            raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+
+    with pytest.raises(Missing, match=r"determinism: strict is not possible here \(put_ does not .*use determinism: fast"):
+        fit(Inexact(), terms_of(), Memory(), None, settings(determinism="strict"), Job(tmp_path))
+
+
+def test_the_machine_counts_only_where_the_same_bits_are_promised():
+    assert settings().environment() == {}
+    assert {"torch", "device"} <= settings(determinism="strict").environment().keys()

@@ -118,7 +118,9 @@ def test_pickled_weights_are_refused(tmp_path):
     model = saved(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    row = HuggingFace(kind="hf").completed(tmp_path)
+    with pytest.raises(Refused, match="not safetensors but a pickle"):
+        HuggingFace(kind="hf").completed(tmp_path)
+    row = HuggingFace(kind="hf", settings=SEGFORMER)
     with pytest.raises(Refused, match="not safetensors but a pickle"):
         row.load(row.build(5), tmp_path)
 
@@ -149,4 +151,46 @@ def test_images_in_bgr_are_refused(tmp_path):
     saved(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_flip_channel_order": True}))
     with pytest.raises(BadData, match="BGR"):
+        HuggingFace(kind="hf").completed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings, kind, message",
+    [
+        ({"attn_implementation": "org/attention"}, Refused, "would fetch a program"),
+        ({"backbone_config": {"_attn_implementation_internal": "org/attention"}}, Refused, "would fetch a program"),
+        ({"backbone": "resnet50", "use_timm_backbone": True}, BadRecipe, "write its backbone_config"),
+        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:org/name"}}, Refused, "have to be fetched"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, Refused, "besides the weights"),
+        ({"__class__": "x"}, Refused, "no setting of a network"),
+        ({"hidden_sizes": [8, 16, 24, 10**9]}, BadRecipe, "out of range"),
+        ({"initializer_range": float("nan")}, BadRecipe, "out of range"),
+        ({"depths": [[[[[[[[[1]]]]]]]]]}, BadRecipe, "nested deeper"),
+        ({"hidden_act": "\x1b[2J"}, BadRecipe, "no word of a config"),
+        ({"hidden_sizes": "wide"}, BadRecipe, "cannot build 'segformer'"),
+        ({"depths": [10**6, 1, 1, 1]}, BadData, "processor time|memory"),
+        ({"hidden_sizes": [10**7, 16, 24, 32]}, BadRecipe, "is the limit"),
+    ],
+)
+def test_settings_that_fetch_code_or_describe_absurd_networks_are_refused(settings, kind, message):
+    with pytest.raises(kind, match=message):
+        HuggingFace(kind="hf", settings=SEGFORMER | settings).build(5)
+
+
+def test_a_config_that_describes_more_than_the_weights_beside_it_is_seen_before_anything_is_allocated(tmp_path):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_sizes": [4096, 8192, 8192, 8192]}))
+    with pytest.raises(BadData, match="do not belong together"):
+        HuggingFace(kind="hf").completed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [{"image_std": [0, 1, 1]}, {"image_mean": "grey"}, {"image_mean": [1, 2]}, {"rescale_factor": 1e400}, {"rescale_factor": None}],
+)
+def test_a_normalisation_without_use_is_refused(processor, tmp_path):
+    saved(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(BadData, match=r"preprocessor_config\.json: (image_mean|image_std|rescale_factor) is"):
         HuggingFace(kind="hf").completed(tmp_path)

@@ -137,6 +137,12 @@ def test_a_rehearsal_is_two_steps(tmp_path, data):
     assert run(tmp_path, data, rehearsed)[0].facts["steps"] == 2
 
 
+def test_two_processes_make_one_checkpoint(tmp_path, data):
+    made, job = run(tmp_path, data, stage(fit=FIT | {"processes": 2}))
+    assert sorted(p.name for p in job.out.iterdir()) == ["curves.json", "weights.safetensors"] and made.beside["processes"] == 2
+    assert open_model(made) and made.facts["val"]["images"] == 3
+
+
 def test_data_without_a_val_split_is_trained_on_and_not_measured(tmp_path, data):
     facts = data.facts | {"splits": {"train": 5}}
     checkpoint, _ = run(tmp_path, Artifact("data", "Dataset", data.id, data.folder, facts), stage())
@@ -163,4 +169,14 @@ def test_settings_that_cannot_change_the_weights_stay_out_of_the_key():
         return digest(pre_image(Train.model_validate(settings), {"data": "1" * 64}))
 
     assert key() == key(workers=3) == key(save_every=1.0) == key(track="tensorboard")
-    assert len({key(), key(seed=5), key(lr=1e-3), key(validate_every=7), key(accumulate=2)}) == 5
+    assert len({key(), key(seed=5), key(lr=1e-3), key(validate_every=7), key(accumulate=2), key(processes=2)}) == 6
+
+
+def test_under_strict_the_device_and_the_versions_belong_to_the_key(monkeypatch):
+    from stages import machine
+
+    assert stage().environment() == {}
+    strict = stage(fit=FIT | {"determinism": "strict"}).environment()
+    assert {"torch", "device"} <= strict.keys()
+    monkeypatch.setattr(machine, "gpus", lambda: [{"name": "Another GPU"}])
+    assert stage(fit=FIT | {"determinism": "strict"}).environment() == strict | {"device": "Another GPU"}

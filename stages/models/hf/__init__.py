@@ -5,24 +5,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from pipeline.errors import BadData
 from stages.models import MEAN, STD, Model, Triple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-# What a published config says that does not describe the network: names of classes (the data's count), of files, of code (never run).
-DROPPED = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "torch_dtype",
-    "transformers_version",
-)
 
 
 class HuggingFace(Model):
@@ -39,32 +25,28 @@ class HuggingFace(Model):
     head_keys: ClassVar[tuple[str, ...]] = ("net.decode_head.", "net.auxiliary_head.", "net.segmentation_head.", "net.head.")
 
     def build(self, classes: int) -> "nn.Module":
-        from .net import HfNet
+        from .net import built
 
-        return HfNet(self.settings, classes, self.mean, self.std, self.rescale)
+        return built(self.settings, classes, self.mean, self.std, self.rescale)
 
     def completed(self, weights: Path) -> Self:
         from stages.weights import config_beside
 
+        from .settings import described, normalisation
+
         found: dict[str, Any] = {}
         if config := config_beside(weights, "config.json"):
-            found["settings"] = {key: value for key, value in config.items() if key not in DROPPED}
+            found["settings"] = described(config)
         if processor := config_beside(weights, "preprocessor_config.json"):
             found |= normalisation(processor, weights)
         chosen = {key: value for key, value in found.items() if key not in self.model_fields_set or not getattr(self, key)}
+        if "settings" in chosen:
+            from .net import require_together
+
+            require_together(chosen["settings"], weights)
         return type(self).model_validate(self.model_dump() | chosen)
 
     def load(self, module: "nn.Module", source: "Path | dict[str, Tensor]", init: bool = False) -> list[str]:
         from .net import load_published
 
         return load_published(module, source, init)
-
-
-def normalisation(processor: dict[str, Any], weights: Path) -> dict[str, Any]:
-    """Our mean, std and rescale for what an image processor of transformers does."""
-    if processor.get("do_flip_channel_order"):
-        raise BadData(f"{weights}: preprocessor_config.json asks for BGR images (do_flip_channel_order), which the hf row does not offer")
-    rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
-    if not processor.get("do_normalize", True):
-        return {"rescale": rescale, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return {"rescale": rescale, "mean": processor.get("image_mean", MEAN), "std": processor.get("image_std", STD)}

@@ -1,5 +1,6 @@
 """A transformers network behind our contract: the last classifier and the feature pyramid are found by one dry forward when it is built."""
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import BadData, BadRecipe, Missing
+from pipeline.errors import BadData, BadRecipe, Missing, Stillhouse
+from stages.bounds import bounded, wants_memory
 from stages.models import require_multiple
 from stages.weights import headers, load_into, mismatch, read_safetensors, spoken
+
+from .settings import check
+
+MOST_WEIGHTS = 10**10
+HEAD = 20_000_000  # weights of a head that a published body may lack
 
 
 class HfNet(nn.Module):
@@ -80,25 +87,63 @@ def refuse(where: str, own: dict, state: dict, missing: set, other_shape: dict[s
         raise BadData(mismatch(lines, [(tuple(own[key].shape), shape) for key, shape in other_shape.items()], where))
 
 
+def built(settings: dict[str, Any], classes: int, mean: tuple, std: tuple, rescale: float) -> HfNet:
+    """The network, in the memory that fits to its number of weights: sizes of images and patches are settings, too."""
+    size = 4 * weights_of(settings, classes)
+    with bounded(f"a network of model_type {settings['model_type']} with these settings", size, None), understood(settings["model_type"]):
+        return HfNet(settings, classes, mean, std, rescale)
+
+
+def weights_of(settings: dict[str, Any], classes: int) -> int:
+    """How many weights the settings describe, counted before any is allocated."""
+    with bounded("a network of these model.settings", 0), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        found = network(settings, classes).num_parameters()
+    if found > MOST_WEIGHTS:
+        raise BadRecipe(f"model.settings: they describe a network of {found:,} weights, and {MOST_WEIGHTS:,} is the limit")
+    return found
+
+
+def require_together(settings: dict[str, Any], weights: Path) -> None:
+    """BadData when config.json describes a network much larger than what lies beside it: heads may differ, the body does not."""
+    described, held = weights_of(settings, 2), sum(math.prod(header.shape) for header in headers(weights).values())
+    if described > 2 * held + HEAD:
+        raise BadData(
+            f"{weights}: config.json describes a network of {described:,} weights, and {held:,} are there: they do not belong together"
+        )
+
+
 def network(settings: dict[str, Any], classes: int) -> nn.Module:
     """Built from its config alone: no file is read, nothing is fetched."""
     try:
         from transformers import AutoConfig, AutoModelForSemanticSegmentation
+        from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES as KNOWN
     except ImportError as e:
         raise Missing(f"models of kind hf need transformers: pip install 'stillhouse[hf]' ({e})") from None
     name = settings.get("model_type")
     if not name:
         raise BadRecipe("model.settings: needs the transformers config with its model_type; only `load` reads it from config.json")
-    if settings.get("backbone") and not settings.get("backbone_config") and not settings.get("use_timm_backbone"):
-        raise BadRecipe(f"model.settings.backbone: {settings['backbone']!r} would have to be fetched; write its backbone_config instead")
-    offline = {"use_pretrained_backbone": False} if "use_pretrained_backbone" in settings else {}
-    try:
-        config = AutoConfig.for_model(**settings | offline)
+    if not isinstance(name, str) or name not in KNOWN:
+        found = name[:60] if isinstance(name, str) else type(name).__name__
+        raise BadRecipe(
+            f"model.settings: transformers cannot build {found!r} as a semantic segmentation network: it knows {', '.join(KNOWN)}"
+        )
+    with understood(name), quiet():
+        config = AutoConfig.for_model(**check(settings))
         config.num_labels = classes
-        with quiet():
-            return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as e:
-        why = str(e).strip().split("\n")[0][:200]
+        return AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+@contextmanager
+def understood(name: str):
+    """Whatever transformers meets in settings that nobody vouches for, the answer is the same."""
+    try:
+        yield
+    except Stillhouse:
+        raise
+    except Exception as error:
+        if wants_memory(error):
+            raise
+        why = "".join(c for c in str(error).strip().split("\n")[0][:200] if c.isprintable())
         raise BadRecipe(f"model.settings: transformers cannot build {name!r} as a semantic segmentation network: {why}") from None
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .errors import Refused
+
 
 class Row(BaseModel):
     """The settings of one row as a recipe writes them, with what the row can do as methods. Importing it needs no torch."""
@@ -32,6 +34,8 @@ class Table:
 
     def row(self, name: str) -> type[Row]:
         if name not in self._rows:
+            if name not in self.names():  # an artifact may say anything
+                raise Refused(f"{self.package} has no row {name[:60]!r}; it has {', '.join(self.names())}")
             self._rows[name] = self._find(name)
         return self._rows[name]
 

@@ -65,15 +65,26 @@ class Pixels(Samples):
 
     @cached_property
     def images(self) -> np.ndarray:
-        return np.load(self.artifact.file(f"{self.split}_images.npy"), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        return mapped(self.artifact.file(f"{self.split}_images.npy"), 4)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        return np.load(self.artifact.file(f"{self.split}_labels.npy"), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        return mapped(self.artifact.file(f"{self.split}_labels.npy"), 3)
 
     @cached_property
     def names(self) -> list[str]:
         return self.artifact.json(NAMES)[self.split]
+
+
+def mapped(path: Path, dimensions: int) -> np.ndarray:
+    """Bytes in an .npy file, without reading them yet; anything else under that name is refused."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise BadData(f"{path} is not a sound npy array: {str(error).splitlines()[0][:200]}") from None
+    if found.dtype != np.uint8 or found.ndim != dimensions:
+        raise BadData(f"{path} is not the npy array that was expected: uint8 of {dimensions} dimensions")
+    return found.view(np.ndarray)
 
 
 class Indexed(Samples):

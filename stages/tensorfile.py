@@ -98,7 +98,7 @@ def advice(file: Path) -> str:
     code = (
         "import torch; from safetensors.torch import save_file; "
         "assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 10), 'update torch first: older ones run code while reading'; "
-        f"s = torch.load({str(file)!r}, map_location='cpu', weights_only=True); "
+        f"s = torch.load(open({str(file)!r}, 'rb'), map_location='cpu', weights_only=True); "
         "s = next((s[k] for k in ('state_dict', 'model') if isinstance(s.get(k), dict)), s); "
         f"save_file({{k: v.clone().contiguous() for k, v in s.items() if isinstance(v, torch.Tensor)}}, {str(target)!r})"
     )

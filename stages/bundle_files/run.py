@@ -99,7 +99,9 @@ def predicted(image, run):
     import numpy as np
     from PIL import Image
 
-    height, width = read("preprocessing.json")["input"]["size"]
+    height, width = size = read("preprocessing.json")["input"]["size"]
+    if any(type(n) is not int or n < 1 for n in size) or height * width > LARGEST:
+        raise Changed(f"preprocessing.json asks for pictures of {str(size)[:80]}: fetch this folder again")
     small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
     found = run(np.array(small, dtype=np.uint8)[None])[0]  # (1, H, W, 3) -> (H, W)
     if image.size == (width, height):

@@ -25,7 +25,8 @@ from .store import Damaged, Store
 GRACE = 20.0  # seconds a stage has to save its state after the first signal
 # OpenMP threads that wait spin for about 50 us, then sleep. By default they spin for milliseconds: on a machine with other work to do
 # a training step of 25 ms then takes up to 10 s (measured on 2 cores); with this it takes 25 ms when quiet and 66 ms beside two busy loops.
-PATIENCE = {"GOMP_SPINCOUNT": "10000"}
+# onnxruntime since 1.29 tells its makers of every model it opens, unless it is told not to before anything imports it.
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "ORT_DISABLE_TELEMETRY": "1"}
 STOPPED = "stopped; the same command goes on from here"
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -174,7 +175,7 @@ class Runner:
         with open(log, "ab") as output, os.fdopen(read, encoding="utf-8") as events:
             command = [sys.executable, "-m", "pipeline.child", str(spec_file), str(write), str(os.getpid())]
             path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-            environment = {**PATIENCE, **os.environ, "PYTHONPATH": path}
+            environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": path}
             kills = limits.memory_kills()
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write], start_new_session=True, env=environment
@@ -240,9 +241,9 @@ class Runner:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signals.append(number)
         if self._child is None:
-            if self._walking:
+            if self._walking and len(self._signals) == 1:
                 raise Stopped(STOPPED, number)
-            return  # all is done; how it ended is just being noted
+            return  # it is stopping already, or all is done and how it ended is just being noted
         if len(self._signals) > 1:
             self._kill()
             return

@@ -220,7 +220,8 @@ def _curves(cast: roles.Cast, artifacts: dict[str, Artifact], notes: list[str]) 
         found = read(artifact, "curves.json", notes)
         train, val = _thin(_train(found.get("train"))), _val(found.get("val"))
         if train or val:
-            curves.append({"stage": name(stage), "role": role, "title": name(titles[stage]), "train": train, "val": val})
+            told = {"stage": name(stage), "role": role, "title": name(titles[stage]), "train": train, "val": val}
+            curves.append(told | {"setbacks": _setbacks(found.get("events"))})
     return curves
 
 
@@ -239,6 +240,16 @@ def _val(found: Any) -> list[dict]:
     stride = -(-len(good) // POINTS) or 1
     kept = good[::-stride][::-1]  # counted from the end, so that the last one stays
     return [{"step": p["step"], "miou": p["miou"]} for p in kept]
+
+
+def _setbacks(found: Any) -> dict:
+    """How many steps left the weights alone, and when training went back, for numbers that are not finite."""
+    events = [e for e in _list(found) if isinstance(e, dict) and number(e.get("step")) is not None]
+    back = [e for e in events if e.get("event") == "went back" and number(e.get("to")) is not None]
+    return {
+        "skipped": sum(e.get("event") == "skipped" for e in events),
+        "back": [{"step": e["step"], "to": e["to"], "lr_factor": number(e.get("lr_factor"))} for e in back[:4]],
+    }
 
 
 def _thin(train: list[dict]) -> list[dict]:

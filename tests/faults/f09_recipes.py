@@ -217,7 +217,7 @@ def judged(code: int, said: str, content: bytes, how: str) -> None:
     assert not re.search(r"Traceback|pydantic|Input should|tagged-union|function-|<class|object at 0x", said), f"{how}: {said[:600]}"
     breaks = len(re.split(rb"\r\n|[\r\n\x0b\x0c]|\xc2\x85|\xe2\x80[\xa8\xa9]", content))
     for line in lines:
-        placed = re.match(r"\S.*?:(\d+):(\d+)  \S", line)
+        placed = re.match(r"\S.*?:(\d+):(\d+)  .", line)  # a key may be all blanks
         if placed:
             assert 1 <= int(placed[1]) <= breaks and int(placed[2]) >= 1, f"{how}: there is no such place: {line}"
         else:
@@ -226,6 +226,7 @@ def judged(code: int, said: str, content: bytes, how: str) -> None:
 
 _UNPLACED = re.compile(  # problems of the command line, of a file as a whole, and what follows the first screen
     r"--(set|profile) .|and \d+ more( at least)?$|\S.* (does not exist|cannot be read|is a folder|is no regular file|has no stage)|"
+    r"\S.* needs a CUDA device, and none was found|"
     r"python -m pipeline( \w+)?: |try: "
 )
 

@@ -28,7 +28,8 @@ stages:
 """
 LISTENING = RECIPE.format(steps=STEPS, deaf="false")
 DEAF = RECIPE.format(steps=STEPS, deaf="true")
-SECOND = 1.0  # seconds within which a second signal ends the run
+SECOND = 1.0  # seconds within which a second signal ends the run; judged over all cases, for a busy machine may be slow once
+PATIENCE = 20.0  # seconds after which it counts as not heeded
 
 
 def cases():
@@ -65,7 +66,7 @@ def summary(figures):
     slowest = {twice: max((f["took"] for f in stopped if f["twice"] == twice), default=0.0) for twice in (False, True)}
     saved = sum(f["saved"] for f in figures)
     words = f"{len(stopped)} stopped, {saved} of them while counting; slowest {slowest[False]:.2f} s, second signal {slowest[True]:.2f} s"
-    return len(figures) < 100 or saved >= 0.1 * len(figures), words
+    return len(figures) < 100 or (saved >= 0.1 * len(figures) and slowest[True] < SECOND), words
 
 
 def _once(process, chance):
@@ -86,7 +87,7 @@ def _twice(process, chance):
     _sleep(process, chance.uniform(0, 0.1))
     began = time.monotonic()
     process.send_signal(numbers[1])
-    took = _ended(process, began, SECOND)
+    took = _ended(process, began, PATIENCE)
     return numbers, took
 
 

@@ -353,6 +353,17 @@ def test_curves_are_those_of_the_checkpoints(finished):
     assert sum("curve t-" in a.get("class", "") and "d" in a for a in seen.all("path")) >= 3 + 3  # three totals, three terms of the student
 
 
+def test_steps_that_were_skipped_and_going_back_are_told(tmp_path):
+    run, artifacts = fake_run(tmp_path, pictures=0)
+    skipped = [{"step": s, "event": "skipped", "samples": ["<b>"]} for s in (41, 42)]
+    went = {"step": 42, "event": "went back", "to": 0, "lr_factor": 0.5}
+    artifacts["teacher"].file("curves.json").write_text(json.dumps(fake_curves("teacher") | {"events": [*skipped, went, "no event", {}]}))
+    html, facts = render(run, artifacts)[:2]
+    assert facts["curves"][0]["setbacks"] == {"skipped": 2, "back": [{"step": 42, "to": 0, "lr_factor": 0.5}]}
+    assert html.count("2 steps left the weights alone") == html.count("After step 42 training went back to step 0, with 0.5 of") == 1
+    assert html.count("left the weights alone") == 1, "nothing is said where nothing happened"
+
+
 def test_a_long_curve_becomes_means_of_buckets(tmp_path):
     run, artifacts = fake_run(tmp_path, pictures=0)
     train = [{"step": s, "loss": float(s), "terms": {"ce": 1.0}, "ratios": {}} for s in range(1, 16_001)]

@@ -31,7 +31,7 @@ def _loss(curve: dict) -> Safe:
     series = [s for s in series if s["points"]]
     legend = [el("span", charts.dash(s["class"]), s["title"]) for s in series]
     chart = charts.lines(series, "step", "loss", from_zero=True)
-    return _card(f"Loss of the {low(curve['title'])}", legend, chart, _ratios(curve))
+    return _card(f"Loss of the {low(curve['title'])}", legend, chart, _ratios(curve), _setbacks(curve["setbacks"]))
 
 
 def _line(train: list[dict], value, class_: str, title: str) -> dict:
@@ -47,5 +47,17 @@ def _ratios(curve: dict) -> Safe | None:
     return el("span", f"At the end, relative to the task loss: {told}.", class_="sub")
 
 
-def _card(title: str, legend: list[Safe], chart: Safe, below: Safe | None = None) -> Safe:
-    return el("div", el("h3", title), el("p", legend, class_="legend"), chart, below, class_="card")
+def _setbacks(told: dict) -> Safe | None:
+    """A curve that looks smooth may have gone back: that is said."""
+    skipped, back = told["skipped"], told["back"]
+    said = [f"{skipped} step{'s' * (skipped != 1)} left the weights alone: the loss or its gradients were not finite."] if skipped else []
+    said += [f"After step {b['step']} training went back to step {b['to']}{_slower(b['lr_factor'])}." for b in back]
+    return el("span", " ".join(said), class_="sub") if said else None
+
+
+def _slower(factor: float | None) -> str:
+    return "" if factor is None else f", with {factor:g} of the learning rate"
+
+
+def _card(title: str, legend: list[Safe], chart: Safe, *below: Safe | None) -> Safe:
+    return el("div", el("h3", title), el("p", legend, class_="legend"), chart, *below, class_="card")

@@ -6,9 +6,9 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test test-full test-optimum faults lint pin clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml kernels/cpu.h $(wildcard kernels/*/cpu.cpp)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,hf,track,dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,hf,track,triton,dev]"
 	touch $@
 
 demo: $(VENV)/.installed  ## train a teacher, distil it, build engines, measure, gate, bundle, and write the page

@@ -1,33 +1,50 @@
 """Picks the variant of an operation that runs: the one asked for by name, or, with "auto", the fastest that fits the tensors.
 
-A variant is a module beside the operation's __init__.py that defines a function of the operation's name. One that does not
-run everywhere also defines `unfit(device) -> str`: why it cannot run there, or "".
+An operation is a folder. reference.py holds its truth, a differentiable function of the operation's name in plain PyTorch. A fast
+variant is a module beside it with `forward` and `backward` on raw tensors: triton_.py, cuda_.py, cpu.py. It is imported when it is
+chosen, and only then needs what it is made with. fused.py makes one differentiable function of them all, which torch.compile can
+trace and which takes the variant's name as its last argument.
 """
 
 import importlib
 import logging
-from collections.abc import Callable
+import os
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-FILES = {"triton": "triton_", "cuda": "cuda_", "cpu": "cpu", "reference": "reference"}  # fastest first
+from kernels import native
+
+FILES = {"cuda": "cuda_", "triton": "triton_", "cpu": "cpu", "reference": "reference"}  # fastest first
+
+
+def choose(operation: str, using: str, like: torch.Tensor) -> str:
+    """The variant's name, for `operation`, its package. One that was asked for and cannot run here is an error, never a fallback."""
+    return variant(operation, using, like.device.type, like.dtype)
+
+
+def variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str:
+    return _variant(operation, using, device, dtype)
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler.
+variant._dynamo_marked_constant = True
 
 
 @cache  # so that a choice costs and is logged once
-def choose(operation: str, using: str, device: torch.device) -> Callable:
-    """`operation` is its package, e.g. "kernels.channel_kl". A name that cannot run here is an error, never a fallback."""
+def _variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str:
     there = variants(operation)
     if using != "auto":
         if using not in there:
             raise ValueError(f"{operation}: using={using!r} was asked for; there is {', '.join(map(repr, ('auto', *there)))}")
-        if why := _unfit(operation, using, device):
+        if why := unfit(using, device, dtype):
             raise ValueError(f"{operation}: using={using!r} was asked for, but {why}; using='auto' takes what runs here")
-        return _function(operation, using)
-    name = next(name for name in there if not _unfit(operation, name, device))
-    logging.getLogger(__name__).info("%s on %s: auto takes %s", operation, device.type, name)
-    return _function(operation, name)
+        return using
+    name = next(name for name in there if not unfit(name, device, dtype) and (name != "triton" or device == "cuda"))
+    logging.getLogger(__name__).info("%s on %s: auto takes %s", operation, device, name)
+    return name
 
 
 @cache
@@ -37,14 +54,42 @@ def variants(operation: str) -> tuple[str, ...]:
     return tuple(name for name, file in FILES.items() if (folder / f"{file}.py").is_file())
 
 
-def _module(operation: str, name: str):
+def module(operation: str, name: str):
+    """The module of a variant."""
     return importlib.import_module(f"{operation}.{FILES[name]}")
 
 
-def _function(operation: str, name: str) -> Callable:
-    return getattr(_module(operation, name), operation.rpartition(".")[2])
+def unfit(name: str, device: str, dtype: torch.dtype) -> str:
+    """Why a variant cannot run on a device with such tensors, or ""."""
+    if name == "reference":
+        return ""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes in float32 and was given {dtype}"
+    return {"triton": _triton, "cuda": _cuda, "cpu": _cpu}[name](device)
 
 
-def _unfit(operation: str, name: str, device: torch.device) -> str:
-    unfit = getattr(_module(operation, name), "unfit", None)
-    return unfit(device) if unfit else ""
+def choices(device: str) -> dict[str, str]:
+    """{operation: variant}: what "auto" takes on a device, for a record of what ran."""
+    found = sorted(path.parent.name for path in Path(__file__).parent.glob("*/reference.py"))
+    return {name: variant(f"{__package__}.{name}", "auto", device, torch.float32) for name in found}
+
+
+def slow(device: str) -> str:
+    """Why what was made for a device cannot be used there, so that its losses take the plain PyTorch forms; or ""."""
+    return unfit("triton" if device == "cuda" else "cpu", device, torch.float32)
+
+
+def _triton(device: str) -> str:
+    if find_spec("triton") is None:
+        return "triton is not installed (pip install 'stillhouse[triton]')"
+    if device != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        return f"the tensors are on {device}: Triton needs a CUDA device (TRITON_INTERPRET=1 runs its kernels slowly on a CPU)"
+    return ""
+
+
+def _cuda(device: str) -> str:
+    return "" if device == "cuda" else f"the tensors are on {device}"
+
+
+def _cpu(device: str) -> str:
+    return native.why_not() if device == "cpu" else f"the tensors are on {device}"

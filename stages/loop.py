@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.choose import choices, slow
 from pipeline.errors import Diverged, Stopped
 from pipeline.stage import Job
 from stages.batches import crops, names_at
@@ -72,6 +73,8 @@ class Loop:
         self.device = torch.device("cpu") if device.type == "cpu" else device  # "cpu:0" would be another device to torch
         if self.device.type == "cpu":
             keep_freed_memory()
+        if why := slow(self.device.type):
+            job.say(f"the losses are computed by plain PyTorch, which is slower: for the kernels {why}")
         if settings.processes > 1 and self.device.type == "cuda":
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
         self.pupil = Pupil(student, terms, settings, self.device, head)
@@ -275,4 +278,5 @@ class Loop:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         peak = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None
         parameters = sum(p.numel() for p in self.pupil.student.parameters())
-        return {"device": name, "processes": self.peers.count, "torch": torch.__version__, "peak_mb": peak, "parameters": parameters}
+        ran = {"device": name, "processes": self.peers.count, "torch": torch.__version__, "kernels": choices(self.device.type)}
+        return ran | {"peak_mb": peak, "parameters": parameters}

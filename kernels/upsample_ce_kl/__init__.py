@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.choose import choose
+from kernels.upsample_ce_kl import fused, reference
 
 
 class Maps(NamedTuple):
@@ -33,9 +34,9 @@ def upsample_ce_kl(
 ) -> Maps:
     """student (B, C, h, w), teacher (B, C, h', w') or None, labels (B, H, W) uint8, int32 or int64."""
     _check(student, teacher, labels, temperature)
-    run = choose(__name__, using, student.device)
-    ce, kl = run(student, None if teacher is None else teacher.detach(), labels, temperature, align_corners, ignore)
-    return Maps(ce, kl)
+    using = choose(__name__, using, student)
+    call = (student, None if teacher is None else teacher.detach(), labels, temperature, align_corners, ignore)
+    return Maps(*(reference.upsample_ce_kl(*call) if using == "reference" else fused.upsample_ce_kl(*call, using)))
 
 
 def _check(student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float) -> None:

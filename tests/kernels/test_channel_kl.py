@@ -23,8 +23,16 @@ def by_hand(student, teacher, upstream, temperature):
     return kl, grad
 
 
-@pytest.mark.parametrize("using", choose.variants("kernels.channel_kl"))
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, None)])
+@pytest.mark.parametrize(
+    ("using", "dtype", "tolerance"),
+    [
+        ("reference", torch.float64, 1e-12),
+        ("reference", torch.float32, 1e-5),
+        ("reference", torch.bfloat16, None),
+        ("cpu", torch.float32, 1e-6),
+        ("cpu", torch.bfloat16, None),
+    ],
+)
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_and_gradients_equal_a_loop_over_channels(shape, temperature, dtype, tolerance, using):
@@ -69,27 +77,53 @@ def test_a_wrong_call_is_told_what_was_expected(student, teacher, temperature, s
 
 @pytest.fixture
 def operation(tmp_path, monkeypatch):
-    """A package `fast_op` with a reference and two faster variants: one that runs nowhere, one that runs on the CPU."""
+    """A package `fast_op` with a reference and two faster variants; there is a compiler and no GPU."""
     folder = tmp_path / "fast_op"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    (folder / "reference.py").write_text("def fast_op(): return 'reference'\n")
-    (folder / "triton_.py").write_text("def fast_op(): return 'triton'\ndef unfit(device): return 'there is no GPU'\n")
-    (folder / "cpu.py").write_text("def fast_op(): return 'cpu'\ndef unfit(device): return '' if device.type == 'cpu' else 'not a CPU'\n")
+    for variant in ("reference", "triton_", "cpu"):
+        (folder / f"{variant}.py").write_text("raise AssertionError('imported although only its name was asked for')")
     monkeypatch.syspath_prepend(tmp_path)
-    return "fast_op"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(choose.native, "why_not", lambda: "")
+    choose._variant.cache_clear()
+    yield "fast_op"
+    choose._variant.cache_clear()
+
+
+SINGLE, META = torch.zeros(1), torch.zeros(1, device="meta")
 
 
 def test_auto_takes_the_fastest_variant_that_fits_and_says_so_once(operation, caplog):
     with caplog.at_level(logging.INFO, "kernels.choose"):
-        assert [choose.choose(operation, "auto", torch.device("cpu"))() for _ in range(3)] == ["cpu"] * 3
-        assert choose.choose(operation, "auto", torch.device("meta"))() == "reference"
+        assert [choose.choose(operation, "auto", SINGLE) for _ in range(3)] == ["cpu"] * 3
+        assert choose.choose(operation, "auto", META) == "reference"
     assert [r.getMessage() for r in caplog.records] == ["fast_op on cpu: auto takes cpu", "fast_op on meta: auto takes reference"]
 
 
+def test_auto_computes_in_float64_when_given_it(operation):
+    assert choose.choose(operation, "auto", SINGLE.double()) == "reference"
+
+
+def test_auto_takes_the_reference_where_nothing_was_compiled(operation, monkeypatch):
+    monkeypatch.setattr(choose.native, "why_not", lambda: "it was not compiled")
+    assert choose.choose(operation, "auto", SINGLE) == "reference"
+    assert choose.slow("cpu") == "it was not compiled"
+    with pytest.raises(ValueError, match="using='cpu' was asked for, but it was not compiled; using='auto' takes what runs here"):
+        choose.choose(operation, "cpu", SINGLE)
+
+
 def test_a_named_variant_runs_or_is_an_error_but_never_falls_back(operation):
-    assert choose.choose(operation, "reference", torch.device("cpu"))() == "reference"
-    with pytest.raises(ValueError, match="using='triton' was asked for, but there is no GPU"):
-        choose.choose(operation, "triton", torch.device("cpu"))
+    assert choose.choose(operation, "reference", SINGLE) == "reference"
+    with pytest.raises(ValueError, match=r"using='triton' was asked for, but (the tensors are on cpu|triton is not installed)"):
+        choose.choose(operation, "triton", SINGLE)
+    with pytest.raises(ValueError, match=r"using='cpu' was asked for, but it computes in float32 and was given torch\.float64"):
+        choose.choose(operation, "cpu", SINGLE.double())
     with pytest.raises(ValueError, match="using='cuda' was asked for; there is 'auto', 'triton', 'cpu', 'reference'"):
-        choose.choose(operation, "cuda", torch.device("cpu"))
+        choose.choose(operation, "cuda", SINGLE)
+
+
+def test_what_runs_is_known_for_every_operation():
+    found = choose.choices("cpu")
+    assert {"upsample_ce_kl", "channel_kl"} <= set(found)
+    assert set(found.values()) <= {"cpu", "reference"}

@@ -9,7 +9,7 @@ from stages.kd import Method
 
 class Ce(Method):
     kind: Literal["ce"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     role: ClassVar[str] = "task"
 
     aux_weight: float = Field(0.4, ge=0, description="Weight of the same loss on the student's auxiliary head, where it has one.")

@@ -13,7 +13,7 @@ from stages.kd import Method
 
 class Cwd(Method):
     kind: Literal["cwd"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(3.0, gt=0, description="Factor of the term beside the task loss; 3 is usual for CNNs, 0.3 for SegFormer.")
     temperature: float = Field(4.0, gt=0, description="Softens both maps (no unit); the term is multiplied by its square.")

@@ -14,7 +14,7 @@ from stages.kd import Method
 
 class Pixel(Method):
     kind: Literal["pixel"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(1.0, gt=0, description="Factor of the term beside the task loss.")
     temperature: float = Field(

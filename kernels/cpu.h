@@ -1,0 +1,87 @@
+// What the CPU variants share: vectors of 16 floats, 2^x and log2 of them, and jobs handed out to threads.
+//
+// A function marked CLONES is compiled for several generations of x86-64; the loader takes the best one for the machine. Elsewhere
+// (and with other compilers) it is compiled once, for what the compiler takes by default. Vectors are a language extension of gcc
+// and clang, which split them into what the machine has. Each job writes its own outputs in its own order: the number of threads
+// changes no bit of a result.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+constexpr int LANES = 16;
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f, LOWEST = -1e30f;
+
+INLINE int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
+
+INLINE Floats load(const float* from) {
+    Floats v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+INLINE void store(float* to, Floats v) { std::memcpy(to, &v, sizeof v); }
+
+INLINE Floats larger(Floats a, Floats b) { return a < b ? b : a; }  // a where it is not a number
+
+INLINE Floats all(float v) { return v - Floats{}; }
+
+// 2^x for x <= 127; below -126 it stays at 2^-126, which is nothing beside the 1 in every sum here. Relative error 2e-7.
+INLINE Floats power2(Floats x) {
+    const float magic = 12582912.f;  // 1.5 * 2^23: adding it leaves x rounded to a whole number in the low bits
+    x = larger(x, all(-126.f));
+    Floats shifted = x + magic, f = x - (shifted - magic);  // f in [-0.5, 0.5]
+    Floats p = f * 1.535336188319500e-4f + 1.339887440266574e-3f;  // minimax polynomial of 2^f
+    p = p * f + 9.618437357674640e-3f;
+    p = p * f + 5.550332471162809e-2f;
+    p = p * f + 2.402264791363012e-1f;
+    p = p * f + 6.931472028550421e-1f;
+    p = p * f + 1.f;
+    Ints bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4b400000 + 127) << 23;
+    Floats scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+// log2 of positive normal numbers, absolute error 2e-7 for results of ordinary size.
+INLINE Floats logarithm2(Floats x) {
+    Ints bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    Ints exponent = (bits - 0x3f3504f3) >> 23;  // so that the mantissa m lies in [sqrt(1/2), sqrt(2))
+    bits -= exponent << 23;
+    Floats m;
+    std::memcpy(&m, &bits, sizeof m);
+    Floats s = (m - 1.f) / (m + 1.f), z = s * s;  // log2 m = 2 log2(e) atanh(s), |s| <= 0.172
+    Floats series = ((z * 0.3205989f + 0.4121986f) * z + 0.5770780f) * z + 0.9617967f;  // 2 log2(e) / (9, 7, 5, 3)
+    return __builtin_convertvector(exponent, Floats) + s * (series * z + 2.8853901f);
+}
+
+// Hands jobs to at most `threads` threads; each makes its own work() and calls it with one job after the other.
+template <class Make>
+void spread(int jobs, int threads, Make make) {
+    std::atomic<int> next{0};
+    auto some = [&] {
+        auto work = make();
+        for (int job; (job = next.fetch_add(1)) < jobs;) work(job);
+    };
+    std::vector<std::thread> others;
+    for (int i = 1; i < std::min(threads, jobs); i++) others.emplace_back(some);
+    some();
+    for (auto& thread : others) thread.join();
+}

@@ -71,11 +71,15 @@ def _setup(ctx, inputs, output):
     student, teacher, labels, *ctx.settings = inputs
     ce, _, l1, ls, lt = output
     ctx.mark_non_differentiable(l1, ls, lt)
+    ctx.set_materialize_grads(False)  # no zeros of their size for those
     ctx.save_for_backward(student, teacher, labels, l1 if ctx.settings[-1] != "cpu" else ce, ls, lt)
 
 
 def _backward(ctx, a, b, *_):
-    return backward(*ctx.saved_tensors, a, b, *ctx.settings), None, None, None, None, None, None
+    student, teacher, labels, *kept = ctx.saved_tensors
+    none = student.new_zeros((), dtype=torch.float32).expand(labels.shape)  # the gradient of a map that nobody used
+    a, b = (none if weights is None else weights for weights in (a, b))
+    return backward(student, teacher, labels, *kept, a, b, *ctx.settings), None, None, None, None, None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup)

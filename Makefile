@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-full test-optimum faults lint pin clean
+.PHONY: demo test test-full test-optimum faults gpu-check lint pin clean
 
 $(VENV)/.installed: pyproject.toml kernels/cpu.h $(wildcard kernels/*/cpu.cpp)
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ test-optimum:  ## export of transformers models through optimum-onnx, which need
 
 faults: $(VENV)/.installed  ## every fault test in full (up to 3 hours on 2 cores; Ctrl-C and call again to go on), then the table
 	OMP_NUM_THREADS=1 $(RUN) tests/faults --table docs/faults.md
+
+gpu-check:  ## on a machine with a GPU: the kernels' tests, memory checks and speed, in at most 8 minutes; PYTHON=... with torch, triton, pytest
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .

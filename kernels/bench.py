@@ -48,8 +48,9 @@ def main() -> int:
         return 1
     found = {"machine": machine(asked.device), "rounds": asked.rounds, "results": []}
     print(", ".join(str(v) for v in found["machine"].values()))
+    ends = time.monotonic() + (asked.seconds or float("inf"))
     for operation in operations:
-        for result in measured(operation, asked):
+        for result in measured(operation, asked, ends):
             found["results"].append(result)
             print("\n".join(table(result)), flush=True)
     if asked.json:
@@ -80,12 +81,16 @@ def machine(device: str) -> dict[str, str]:
     }
 
 
-def measured(operation: str, asked: argparse.Namespace):
+def measured(operation: str, asked: argparse.Namespace, ends: float):
+    """One result per size and type; none is begun after `ends`, which is said."""
     sizes, package = import_module(f"kernels.{operation}.sizes"), f"kernels.{operation}"
-    for title, size in sizes.SIZES[asked.device].items():
+    for title, size in sizes.SIZES["tiny" if asked.tiny else asked.device].items():
         if asked.size and asked.size not in title:
             continue
-        for kind in asked.dtypes or sizes.DTYPES[asked.device]:
+        for kind in asked.dtypes or (("fp32",) if asked.tiny else sizes.DTYPES[asked.device]):
+            if time.monotonic() > ends:
+                print(f"\n{operation}, {title}, {kind}: left out, the time is used up")
+                continue
             sets = [sizes.inputs(**size, device=asked.device, dtype=DTYPES[kind], seed=seed) for seed in range(2)]
             fast = [name for name in variants(package) if name != "reference" and not unfit(name, asked.device, DTYPES[kind])]
             contenders = [
@@ -209,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", help="only sizes whose title holds this")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--tiny", action="store_true", help="sizes that prove the command and tell nothing about speed")
+    parser.add_argument("--seconds", type=float, help="begin no further size after so many")
     parser.add_argument("--untested", action="store_true", help="do not run the tests first (they have just been run)")
     return parser
 

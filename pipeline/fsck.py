@@ -88,8 +88,7 @@ def _wrong(folder: str, name: str, record: Any, store: Store) -> str | None:
 def _journals(store: Store, repair: bool) -> Iterator[Finding]:
     """A line that a power cut tore is among them: readers skip it, and a repair takes it out."""
     for run in store.runs():
-        file = store.journal(run).path
-        lines = [line for line in file.read_bytes().split(b"\n") if line] if file.exists() else []
+        file, lines = store.journal(run).path, store.journal(run).lines()
         bad = [n for n, line in enumerate(lines, 1) if not whole(line)]
         if not bad:
             continue

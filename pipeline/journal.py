@@ -20,14 +20,18 @@ class Journal:
         fsops.append(self.path, b"\n%08x %s\n" % (zlib.crc32(body), body))
 
     def read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        return [entry for line in self.path.read_bytes().split(b"\n") if (entry := _decode(line)) is not None]
+        return [entry for line in self.lines() if (entry := _decode(line)) is not None]
 
     def damaged(self) -> str:
         """The numbers of entries that cannot be read, but for the last: a kill may tear that one."""
-        lines = [line for line in self.path.read_bytes().split(b"\n") if line] if self.path.exists() else []
-        return ", ".join(str(n) for n, line in enumerate(lines[:-1], 1) if not whole(line))
+        return ", ".join(str(n) for n, line in enumerate(self.lines()[:-1], 1) if not whole(line))
+
+    def lines(self) -> list[bytes]:
+        """As written, damaged ones too. None where the run was swept, which may be at this very moment."""
+        try:
+            return [line for line in self.path.read_bytes().split(b"\n") if line]
+        except FileNotFoundError:
+            return []
 
 
 def whole(line: bytes) -> bool:

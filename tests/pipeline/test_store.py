@@ -135,6 +135,13 @@ def test_runs_are_numbered_per_recipe(store):
     assert store.runs("a") == ["a-1", "a-2", "a-3"] and store.runs("a-1") == ["a-1-1"]
 
 
+def test_a_run_that_is_swept_while_others_count_is_none(store, monkeypatch):
+    """Between looking for its journal and reading it."""
+    journal = store.journal("gone-1")
+    monkeypatch.setattr(type(journal.path), "exists", lambda path: True)
+    assert journal.read() == journal.lines() == [] and journal.damaged() == "" and store.sequence("gone-1") == 0
+
+
 def test_a_torn_or_damaged_line_of_a_journal_is_ignored(store):
     journal = store.journal(store.new_run("a"))
     for event in ("begin", "stage", "end"):

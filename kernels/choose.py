@@ -39,10 +39,11 @@ def _variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str
     if using != "auto":
         if using not in there:
             raise ValueError(f"{operation}: using={using!r} was asked for; there is {', '.join(map(repr, ('auto', *there)))}")
-        if why := unfit(using, device, dtype):
+        if why := unfit(using, device, dtype, _compiled(operation)):
             raise ValueError(f"{operation}: using={using!r} was asked for, but {why}; using='auto' takes what runs here")
         return using
-    name = next(name for name in there if not unfit(name, device, dtype) and (name != "triton" or device == "cuda"))
+    fitting = (name for name in there if not unfit(name, device, dtype, _compiled(operation)))
+    name = next(name for name in fitting if name != "triton" or device == "cuda")
     logging.getLogger(__name__).info("%s on %s: auto takes %s", operation, device, name)
     return name
 
@@ -50,8 +51,16 @@ def _variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str
 @cache
 def variants(operation: str) -> tuple[str, ...]:
     """The names of the variants in the operation's folder, fastest first."""
-    folder = Path(importlib.import_module(operation).__file__).parent
-    return tuple(name for name, file in FILES.items() if (folder / f"{file}.py").is_file())
+    return tuple(name for name, file in FILES.items() if (_folder(operation) / f"{file}.py").is_file())
+
+
+def _compiled(operation: str) -> bool:
+    """Whether its cpu variant is C++; one in plain PyTorch needs no library."""
+    return (_folder(operation) / "cpu.cpp").is_file()
+
+
+def _folder(operation: str) -> Path:
+    return Path(importlib.import_module(operation).__file__).parent
 
 
 def module(operation: str, name: str):
@@ -59,13 +68,15 @@ def module(operation: str, name: str):
     return importlib.import_module(f"{operation}.{FILES[name]}")
 
 
-def unfit(name: str, device: str, dtype: torch.dtype) -> str:
-    """Why a variant cannot run on a device with such tensors, or ""."""
+def unfit(name: str, device: str, dtype: torch.dtype, compiled: bool = True) -> str:
+    """Why a variant cannot run on a device with such tensors, or "". `compiled`: whether one for CPUs is C++."""
     if name == "reference":
         return ""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes in float32 and was given {dtype}"
-    return {"triton": _triton, "cuda": _cuda, "cpu": _cpu}[name](device)
+    if name == "cpu":
+        return _cpu(device, compiled)
+    return {"triton": _triton, "cuda": _cuda}[name](device)
 
 
 def choices(device: str) -> dict[str, str]:
@@ -91,5 +102,7 @@ def _cuda(device: str) -> str:
     return "" if device == "cuda" else f"the tensors are on {device}"
 
 
-def _cpu(device: str) -> str:
-    return native.why_not() if device == "cpu" else f"the tensors are on {device}"
+def _cpu(device: str, compiled: bool) -> str:
+    if device != "cpu":
+        return f"the tensors are on {device}"
+    return native.why_not() if compiled else ""

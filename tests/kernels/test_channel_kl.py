@@ -83,6 +83,7 @@ def operation(tmp_path, monkeypatch):
     (folder / "__init__.py").write_text("")
     for variant in ("reference", "triton_", "cpu"):
         (folder / f"{variant}.py").write_text("raise AssertionError('imported although only its name was asked for')")
+    (folder / "cpu.cpp").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(choose.native, "why_not", lambda: "")

@@ -1,9 +1,10 @@
 """Picks the variant of an operation that runs: the one asked for by name, or, with "auto", the fastest that fits the tensors.
 
 An operation is a folder. reference.py holds its truth, a differentiable function of the operation's name in plain PyTorch. A fast
-variant is a module beside it with `forward` and `backward` on raw tensors: triton_.py, cuda_.py, cpu.py. It is imported when it is
-chosen, and only then needs what it is made with. fused.py makes one differentiable function of them all, which torch.compile can
-trace and which takes the variant's name as its last argument.
+variant is a module beside it with `forward` and `backward` on raw tensors: triton_.py, cuda_.py, cpu.py (compiled C++), blocks.py
+(plain PyTorch, for what the reference has no memory for). It is imported when it is chosen, and only then needs what it is made
+with. fused.py makes one differentiable function of them all, which torch.compile can trace and which takes the variant's name as
+its last argument.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import torch
 
 from kernels import native
 
-FILES = {"cuda": "cuda_", "triton": "triton_", "cpu": "cpu", "reference": "reference"}  # fastest first
+FILES = {"triton": "triton_", "cuda": "cuda_", "cpu": "cpu", "blocks": "blocks", "reference": "reference"}  # the first that fits is taken
 
 
 def choose(operation: str, using: str, like: torch.Tensor) -> str:
@@ -39,10 +40,10 @@ def _variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str
     if using != "auto":
         if using not in there:
             raise ValueError(f"{operation}: using={using!r} was asked for; there is {', '.join(map(repr, ('auto', *there)))}")
-        if why := unfit(using, device, dtype, _compiled(operation)):
+        if why := unfit(using, device, dtype):
             raise ValueError(f"{operation}: using={using!r} was asked for, but {why}; using='auto' takes what runs here")
         return using
-    fitting = (name for name in there if not unfit(name, device, dtype, _compiled(operation)))
+    fitting = (name for name in there if not unfit(name, device, dtype))
     name = next(name for name in fitting if name != "triton" or device == "cuda")
     logging.getLogger(__name__).info("%s on %s: auto takes %s", operation, device, name)
     return name
@@ -50,17 +51,9 @@ def _variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str
 
 @cache
 def variants(operation: str) -> tuple[str, ...]:
-    """The names of the variants in the operation's folder, fastest first."""
-    return tuple(name for name, file in FILES.items() if (_folder(operation) / f"{file}.py").is_file())
-
-
-def _compiled(operation: str) -> bool:
-    """Whether its cpu variant is C++; one in plain PyTorch needs no library."""
-    return (_folder(operation) / "cpu.cpp").is_file()
-
-
-def _folder(operation: str) -> Path:
-    return Path(importlib.import_module(operation).__file__).parent
+    """The names of the variants in the operation's folder, those to take first first."""
+    folder = Path(importlib.import_module(operation).__file__).parent
+    return tuple(name for name, file in FILES.items() if (folder / f"{file}.py").is_file())
 
 
 def module(operation: str, name: str):
@@ -68,15 +61,13 @@ def module(operation: str, name: str):
     return importlib.import_module(f"{operation}.{FILES[name]}")
 
 
-def unfit(name: str, device: str, dtype: torch.dtype, compiled: bool = True) -> str:
-    """Why a variant cannot run on a device with such tensors, or "". `compiled`: whether one for CPUs is C++."""
+def unfit(name: str, device: str, dtype: torch.dtype) -> str:
+    """Why a variant cannot run on a device with such tensors, or ""."""
     if name == "reference":
         return ""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes in float32 and was given {dtype}"
-    if name == "cpu":
-        return _cpu(device, compiled)
-    return {"triton": _triton, "cuda": _cuda}[name](device)
+    return {"triton": _triton, "cuda": _cuda, "cpu": _cpu, "blocks": lambda device: ""}[name](device)
 
 
 def choices(device: str) -> dict[str, str]:
@@ -102,7 +93,5 @@ def _cuda(device: str) -> str:
     return "" if device == "cuda" else f"the tensors are on {device}"
 
 
-def _cpu(device: str, compiled: bool) -> str:
-    if device != "cpu":
-        return f"the tensors are on {device}"
-    return native.why_not() if compiled else ""
+def _cpu(device: str) -> str:
+    return native.why_not() if device == "cpu" else f"the tensors are on {device}"

@@ -21,7 +21,8 @@ def similarity_kl(student: Tensor, teacher: Tensor, temperature: float, using: s
 
 @custom_op("stillhouse::similarity_kl", mutates_args=())
 def forward(student: Tensor, teacher: Tensor, temperature: float, using: str) -> tuple[Tensor, Tensor, Tensor]:
-    return module(HERE, using).forward(student.contiguous(), teacher.contiguous(), temperature)
+    with torch.autocast(student.device.type, enabled=False):
+        return module(HERE, using).forward(student.contiguous(), teacher.contiguous(), temperature)
 
 
 @forward.register_fake
@@ -32,7 +33,8 @@ def _(student, teacher, temperature, using):
 
 @custom_op("stillhouse::similarity_kl_backward", mutates_args=())
 def backward(student: Tensor, teacher: Tensor, zs: Tensor, zt: Tensor, upstream: Tensor, temperature: float, using: str) -> Tensor:
-    return module(HERE, using).backward(student.contiguous(), teacher.contiguous(), zs, zt, upstream, temperature)
+    with torch.autocast(student.device.type, enabled=False):
+        return module(HERE, using).backward(student.contiguous(), teacher.contiguous(), zs, zt, upstream, temperature)
 
 
 @backward.register_fake

@@ -83,7 +83,6 @@ def operation(tmp_path, monkeypatch):
     (folder / "__init__.py").write_text("")
     for variant in ("reference", "triton_", "cpu"):
         (folder / f"{variant}.py").write_text("raise AssertionError('imported although only its name was asked for')")
-    (folder / "cpu.cpp").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(choose.native, "why_not", lambda: "")
@@ -127,4 +126,4 @@ def test_a_named_variant_runs_or_is_an_error_but_never_falls_back(operation):
 def test_what_runs_is_known_for_every_operation():
     found = choose.choices("cpu")
     assert {"upsample_ce_kl", "channel_kl"} <= set(found)
-    assert set(found.values()) <= {"cpu", "reference"}
+    assert set(found.values()) <= {"cpu", "blocks", "reference"}

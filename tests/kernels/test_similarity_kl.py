@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels import choose
-from kernels.similarity_kl import cpu, fused, similarity_kl
+from kernels.similarity_kl import blocks, fused, similarity_kl
 
 # B, M, Ds, Dt, temperature
 CASES = [(2, 7, 5, 9, 0.1), (3, 5, 4, 4, 1.0), (1, 6, 3, 8, 0.05), (2, 1, 4, 2, 0.1), (4, 3, 1, 3, 0.5)]
-FORMS = ["reference", "cpu"]
+FORMS = ["reference", "blocks"]
 
 
 def by_hand(student, teacher, temperature):
@@ -68,9 +68,9 @@ def test_the_size_of_the_blocks_changes_nothing(block, monkeypatch):
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
     true = run("reference")
-    monkeypatch.setattr(cpu, "BLOCK", block)
-    torch.testing.assert_close(run("cpu"), true, rtol=2e-6, atol=1e-8)
-    assert all(torch.equal(a, b) for a, b in zip(run("cpu"), run("cpu"), strict=True))
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    torch.testing.assert_close(run("blocks"), true, rtol=2e-6, atol=1e-8)
+    assert all(torch.equal(a, b) for a, b in zip(run("blocks"), run("blocks"), strict=True))
 
 
 class Memory(TorchDispatchMode):
@@ -101,9 +101,9 @@ def test_no_matrix_of_cosines_is_kept(monkeypatch):
     images, pixels = 2, 400
     student, teacher = torch.randn(images, pixels, 8, requires_grad=True), torch.randn(images, pixels, 12)
     matrix = 4 * pixels**2
-    monkeypatch.setattr(cpu, "BLOCK", pixels**2 // 10)
+    monkeypatch.setattr(blocks, "BLOCK", pixels**2 // 10)
     assert memory(lambda: similarity_kl(student, teacher, temperature=0.1, using="reference").backward()).largest >= matrix
-    seen = memory(lambda: similarity_kl(student, teacher, temperature=0.1, using="cpu").backward())
+    seen = memory(lambda: similarity_kl(student, teacher, temperature=0.1, using="blocks").backward())
     assert 0 < seen.largest < matrix / 5 and seen.peak < matrix
 
 
@@ -111,14 +111,14 @@ def test_a_batch_of_8_at_64_x_128_stays_within_half_a_gibibyte():
     student, teacher = (torch.empty(8, 8192, 256, dtype=torch.bfloat16, device="meta") for _ in range(2))
     kept = [torch.empty(8, 8, 8192, device="meta") for _ in range(2)]
     upstream = torch.empty((), device="meta")
-    assert memory(lambda: cpu.forward(student, teacher, 0.1)).peak < 2**29
-    assert memory(lambda: cpu.backward(student, teacher, *kept, upstream, 0.1)).peak < 2**29
+    assert memory(lambda: blocks.forward(student, teacher, 0.1)).peak < 2**29
+    assert memory(lambda: blocks.backward(student, teacher, *kept, upstream, 0.1)).peak < 2**29
 
 
-def test_the_form_for_cpus_needs_no_compiler(monkeypatch):
+def test_without_a_compiler_it_still_computes_in_blocks(monkeypatch):
     monkeypatch.setattr(choose.native, "why_not", lambda: "it was not compiled")
     choose._variant.cache_clear()
-    assert choose.choose("kernels.similarity_kl", "auto", torch.zeros(1)) == "cpu"
+    assert choose.choose("kernels.similarity_kl", "auto", torch.zeros(1)) == "blocks"
     choose._variant.cache_clear()
 
 
@@ -173,9 +173,9 @@ def test_gradcheck():
 def test_the_operation_keeps_its_promises_to_torch_and_compiles():
     student, teacher = (normalize(torch.randn(2, 7, d), dim=-1) for d in (5, 9))
     student, temperature = student.requires_grad_(), 0.1
-    torch.library.opcheck(fused.forward, (student, teacher, temperature, "cpu"))
+    torch.library.opcheck(fused.forward, (student, teacher, temperature, "blocks"))
     compiled = torch.compile(similarity_kl, fullgraph=True, backend="aot_eager")
-    grads = [torch.autograd.grad(f(student, teacher, temperature=0.1, using="cpu"), student)[0] for f in (similarity_kl, compiled)]
+    grads = [torch.autograd.grad(f(student, teacher, temperature=0.1, using="blocks"), student)[0] for f in (similarity_kl, compiled)]
     assert torch.equal(*grads)
 
 

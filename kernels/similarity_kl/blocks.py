@@ -1,4 +1,4 @@
-"""similarity_kl on a CPU in blocks of rows, in plain PyTorch: cosines are made, used and forgotten, and made again in the backward.
+"""similarity_kl in blocks of rows, in plain PyTorch on any device: cosines are made, used and forgotten, and made again in the backward.
 
 A block is some pixels of one image against all pixels of all images. Three maps of BLOCK numbers are held at a time, whatever the
 size: with 8 images of 64 x 128 pixels and 256 channels, 192 MiB beside the gradient, where the reference would take over 100 GiB.
@@ -17,7 +17,6 @@ from torch import Tensor
 BLOCK = 2**24  # cosines of a block: 64 MiB, a few hundred rows at the size above, so that its products run at full speed
 
 
-@torch.autocast("cpu", enabled=False)
 def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     images, pixels, _ = student.shape
     s_all, t_all = student.float(), teacher.float()
@@ -32,7 +31,6 @@ def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
     return kl.mean(), zs, zt
 
 
-@torch.autocast("cpu", enabled=False)
 def backward(student: Tensor, teacher: Tensor, zs: Tensor, zt: Tensor, upstream: Tensor, temperature: float) -> Tensor:
     images, pixels, _ = student.shape
     s_all, t_all = student.float(), teacher.float()

@@ -72,6 +72,9 @@ INLINE Floats logarithm2(Floats x) {
     return __builtin_convertvector(exponent, Floats) + s * (series * z + 2.8853901f);
 }
 
+// How many of `threads` are worth starting for so many exponentials: one costs about a nanosecond, a thread tens of microseconds.
+INLINE int worth(double exponentials, int threads) { return std::min<double>(threads, 1 + exponentials / 2e5); }
+
 // Hands jobs to at most `threads` threads; each makes its own work() and calls it with one job after the other.
 template <class Make>
 void spread(int jobs, int threads, Make make) {

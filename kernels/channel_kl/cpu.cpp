@@ -68,7 +68,7 @@ extern "C" void channel_kl_forward(const float* s, const float* t, int rows, int
         size_t at = size_t(row) * n;
         forward_row(s + at, t + at, n, LOG2E / temperature, kl + row, ls + row, lt + row);
     };
-    spread(rows, threads, [=] { return job; });
+    spread(rows, worth(2. * rows * n, threads), [=] { return job; });
 }
 
 extern "C" void channel_kl_backward(const float* s, const float* t, const float* ls, const float* lt, const float* upstream, int rows, int n,
@@ -77,5 +77,5 @@ extern "C" void channel_kl_backward(const float* s, const float* t, const float*
         size_t at = size_t(row) * n;
         backward_row(s + at, t + at, n, LOG2E / temperature, ls[row], lt[row], upstream[row] / temperature, out + at);
     };
-    spread(rows, threads, [=] { return job; });
+    spread(rows, worth(2. * rows * n, threads), [=] { return job; });
 }

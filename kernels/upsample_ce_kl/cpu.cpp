@@ -45,6 +45,8 @@ struct Problem {
     }
 };
 
+double exponentials(const Problem& p) { return (p.teacher.values ? 3. : 1.) * p.B * p.C * p.labels.H * p.labels.W; }
+
 // Where the pixels of any row lie on the student's columns and on the teacher's, in phases.
 struct Places {
     int L, P;  // lanes of a phase, pixels of a row in all phases
@@ -242,7 +244,7 @@ extern "C" int upsample_ce_kl_forward(const Problem* problem, const Maps* out, i
     const Problem& p = *problem;
     const Places places(p);
     std::atomic<bool> good{true};
-    spread(p.B * p.labels.H, threads, [&] {
+    spread(p.B * p.labels.H, worth(exponentials(p), threads), [&] {
         return [&, room = Room(p, places), sums = Sums(places.P)](int job) mutable {
             if (!forward_row(p, places, job / p.labels.H, job % p.labels.H, room, sums, *out)) good = false;
         };
@@ -254,7 +256,7 @@ extern "C" void upsample_ce_kl_backward(const Problem* problem, const Maps* maps
     const Problem& p = *problem;
     const Places places(p);
     const int h = p.student.h, L = places.L, run = std::clamp(p.B * h / 32, 8, 16), runs = (h + run - 1) / run;  // rows of a job
-    spread(p.B * runs, threads, [&] {
+    spread(p.B * runs, worth(exponentials(p), threads), [&] {
         std::vector<float> sums(size_t(p.C) * 4 * L), above(size_t(p.C) * 2 * L);
         return [&, room = Room(p, places), w = Weighted(places.P), sums, above](int job) mutable {
             int b = job / runs, first = job % runs * run;

@@ -44,7 +44,7 @@ def test_the_library_was_compiled_and_is_as_new_as_its_sources():
 
 
 def test_twenty_runs_with_one_two_and_five_threads_give_the_same_bits(threads):
-    drawing = drawn()
+    drawing = drawn(9, (80, 100), (160, 200))  # work enough that every thread is started
     first = made(*drawing)
     for run in range(20):
         threads((1, 2, 5)[run % 3])

@@ -61,18 +61,18 @@ def cost(kernel) -> dict:
 
 
 def pixel_loops(program: list[tuple]) -> list[list[tuple]]:
-    """The instructions of each innermost loop that takes an exponential: where nearly all the time goes.
+    """The instructions of each loop that takes exponentials, but not of an outermost one around others, which turns once per row.
 
-    A loop is what lies between a branch backwards and its target. Innermost is one that holds no other. The branch to itself that
-    ends every kernel is none.
+    A loop is what lies between a branch backwards and its target. The branch to itself that ends every kernel is none.
     """
-    loops = []
+    loops = set()
     for at, name, rest in program:
         target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
         if target and int(target[1], 16) < at:
-            loops.append((int(target[1], 16), at))
-    inner = [a for a in set(loops) if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in set(loops))]
-    bodies = [[line for line in program if start <= line[0] <= end] for start, end in sorted(inner)]
+            loops.add((int(target[1], 16), at))
+    around = [(a, b) for a in loops for b in loops if a != b and a[0] <= b[0] and b[1] <= a[1]]
+    outermost = {a for a, _ in around} - {b for _, b in around}
+    bodies = [[line for line in program if start <= line[0] <= end] for start, end in sorted(loops - outermost)]
     return [body for body in bodies if count(body, EXP2)]
 
 

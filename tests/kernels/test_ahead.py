@@ -31,5 +31,5 @@ def test_kernels_compile_without_spills_and_without_barriers_between_pixels(oper
     assert {str(cost["capability"]) for cost in found} == set(CAPABILITIES)
     for cost in found:
         assert cost["registers"] <= 255 and cost["local"] == cost["spills"] == 0 and cost["shared"] < 48 * 1024, cost
-        if operation == "upsample_ce_kl":
+        if operation == "upsample_ce_kl":  # its one exchange between lanes comes once per low-resolution row, after all pixels of it
             assert cost["pixel_loops"] and not any(loop["barriers"] for loop in cost["pixel_loops"]), cost

@@ -277,8 +277,7 @@ def _add(
         for i in tl.static_range(CC):
             x = x + (x_top[i] + fy[r] * x_step[i],)
             peak = tl.maximum(peak, x[i])
-        if KL or T1:
-            s = s * tl.exp2(x_max - peak)
+        s = s * tl.exp2(x_max - peak)
         if not T1:
             s1 = s1 * tl.exp2((x_max - peak) * temperature)
         for i in tl.static_range(CC):
@@ -317,19 +316,20 @@ def _backward(
     live = (q >= 0) & (q < lanes)
     q = tl.where(live, q, 0)
     column = q % (w + 1) - 1
-    top = q // (w + 1) % segments * rows
+    top = tl.where(live, q // (w + 1) % segments * rows, h + 1)  # a lane too many marches below the map
     image = (q // (w + 1) // segments).to(tl.int64)
     left, right = tl.maximum(column, 0), tl.minimum(column + 1, w - 1)
     x_start, x_end = tl.load(start_x + column + 1), tl.load(start_x + column + 2)
     z = student + image * C * h * w
     t = teacher + image * C * th * tw
+    column = tl.where(lane > 0, column, -1)  # where the lane writes, or -1
     at = tl.minimum(tl.maximum(top - 1, 0), h - 1) * w
     z_lower = _taps(z, at + left, at + right, first, C, h * w, scale, CC)
     t_lower = _taps(t, at + left, at + right, first, C, h * w, scale, CC * SAME)
     upper = _fill(2 * CC, BL, 0.0)  # per class sum (1 - fy) g and sum (1 - fy) fx g, with what comes from the quad row above
     for step in range(rows + 1):
         k = top - 1 + step
-        there = live & (k < h)
+        there = k < h
         k = tl.where(there, k, -1)
         y_start, y_end = tl.load(start_y + k + 1), tl.load(start_y + k + 2)
         at = tl.minimum(k + 1, h - 1) * w
@@ -390,7 +390,7 @@ def _backward(
         for i in tl.static_range(CC):
             handed = tl.gather(upper[2 * i + 1], tl.maximum(lane - 1, 0), 0)  # the one exchange between lanes
             value = upper[2 * i] - upper[2 * i + 1] + handed
-            write = there & (step > 0) & (lane > 0) & (column >= 0) & (first + i < C)
+            write = there & (step > 0) & (column >= 0) & (first + i < C)
             tl.store(grad + image * C * h * w + (first + i) * h * w + k * w + column, value.to(grad.dtype.element_ty), mask=write)
         upper = lower
 

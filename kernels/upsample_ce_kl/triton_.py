@@ -25,11 +25,11 @@ from kernels.tables import Axis, axis
 
 # Chosen by instructions and registers counted in machine code for sm_90, none measured on a GPU.
 WARPS = 4
-# Forward. Label rows between the same low-resolution rows, on average -> classes and rows at a time. More rows share each load, but
-# keep six numbers each in registers: 8 rows, for stride 8, leave room for 2 classes.
+# Forward. Label rows between the same low-resolution rows, on average: at least, then classes and rows at a time. More rows share each
+# load, but keep six numbers each in registers: 8 rows, for stride 8, leave room for 2 classes.
 FORWARD = ((6.0, 2, 8), (2.5, 4, 4), (1.5, 4, 2), (0.0, 4, 1))
 COLUMNS = 128  # label columns per block: one per thread
-# Backward. Classes at a time -> instructions per pixel and class. 8 at a time spill.
+# Backward. Classes at a time: instructions per pixel and class. 8 at a time spill.
 BACKWARD = {1: 60, 2: 38, 3: 32, 4: 29}
 PIXELS = (5, 4, 3)  # of a quad's row at once: all nine of stride 8 spill and gain nothing; a teacher on a grid of its own leaves room for 4
 LANES = 128  # quad columns per block: one per thread
@@ -49,7 +49,7 @@ def forward(
     (y, x), (ty, tx) = (_axes(logits, H, W, align_corners) for logits in (student, other))
     groups, classes, rows = row_groups(h, th, H, align_corners, device)
     with torch.cuda.device_of(student):  # Triton launches on the current device, which may be another
-        _forward[(triton.cdiv(W, COLUMNS), len(groups), B)](
+        upsample_ce_kl_forward[(triton.cdiv(W, COLUMNS), len(groups), B)](
             *(student, other, labels, groups),
             *(y.quad, y.fraction, x.quad, x.fraction, ty.quad, ty.fraction, tx.quad, tx.fraction),
             *(ce, kl, l1, ls, lt),
@@ -89,7 +89,7 @@ def backward(
     segments, rows = marches(B, h, w, triton.cdiv(C, classes))
     lanes = B * segments * (w + 1)
     with torch.cuda.device_of(student):
-        _backward[(triton.cdiv(C, classes), triton.cdiv(lanes, LANES - 1))](
+        upsample_ce_kl_backward[(triton.cdiv(C, classes), triton.cdiv(lanes, LANES - 1))](
             *(student, other, labels),
             *(y.start, y.fraction, x.start, x.fraction, ty.quad, ty.fraction, tx.quad, tx.fraction),
             *(l1, ls, lt, a, b, grad),
@@ -134,7 +134,7 @@ def marches(B: int, h: int, w: int, chunks: int) -> tuple[int, int]:
 
 
 def unrolled(most: int, foreign: bool) -> int:
-    """How many of at most `most` pixels of a quad's row the backward kernel takes at once: so that few are computed to be masked."""
+    """How many of at most `most` pixels of a quad's row the backward kernel takes at once, so that few are computed only to be masked."""
     sizes = PIXELS[1:] if foreign else PIXELS
     return most if most <= sizes[0] else min(sizes, key=lambda n: triton.cdiv(most, n) * n)
 
@@ -145,20 +145,20 @@ def ahead() -> list[tuple]:
     backward = {"KL": True, "SAME": True, "T1": False, "CC": 4, "BL": LANES, "MOST": 4, "RX": 4}
     alone, five = {"KL": False, "T1": True}, {"MOST": 5, "RX": 5}
     return [
-        _described("bf16", _forward, forward),
-        _described("fp32", _backward, backward),
-        _described("fp32", _forward, forward),
-        _described("bf16", _backward, backward),
-        _described("bf16, stride 8", _forward, forward | {"CC": 2, "R": 8}),
-        _described("bf16, stride 8", _backward, backward | {"MOST": 9, "RX": unrolled(9, False)}),
-        _described("bf16, no teacher", _forward, forward | alone),
-        _described("bf16, no teacher", _backward, backward | alone | {"SAME": False}),
-        _described("bf16, five pixels", _backward, backward | five),
-        _described("fp32, five pixels, T = 1", _backward, backward | five | {"T1": True}),
-        _described("bf16, a teacher's own grid", _backward, backward | {"SAME": False}),
-        _described("bf16, three classes", _backward, backward | {"CC": 3}),
-        _described("fp16, no upsampling", _forward, forward | {"R": 1}),
-        _described("fp16, no upsampling", _backward, backward | {"MOST": 1, "RX": 1}),
+        _described("bf16", upsample_ce_kl_forward, forward),
+        _described("fp32", upsample_ce_kl_backward, backward),
+        _described("fp32", upsample_ce_kl_forward, forward),
+        _described("bf16", upsample_ce_kl_backward, backward),
+        _described("bf16, stride 8", upsample_ce_kl_forward, forward | {"CC": 2, "R": 8}),
+        _described("bf16, stride 8", upsample_ce_kl_backward, backward | {"MOST": 9, "RX": unrolled(9, False)}),
+        _described("bf16, no teacher", upsample_ce_kl_forward, forward | alone),
+        _described("bf16, no teacher", upsample_ce_kl_backward, backward | alone | {"SAME": False}),
+        _described("bf16, five pixels", upsample_ce_kl_backward, backward | five),
+        _described("fp32, five pixels, T = 1", upsample_ce_kl_backward, backward | five | {"T1": True}),
+        _described("bf16, a teacher's own grid", upsample_ce_kl_backward, backward | {"SAME": False}),
+        _described("bf16, three classes", upsample_ce_kl_backward, backward | {"CC": 3}),
+        _described("fp16, no upsampling", upsample_ce_kl_forward, forward | {"R": 1}),
+        _described("fp16, no upsampling", upsample_ce_kl_backward, backward | {"MOST": 1, "RX": 1}),
     ]
 
 
@@ -167,7 +167,7 @@ def _described(name: str, kernel, constants: dict) -> tuple:
     kinds |= dict.fromkeys(("student", "teacher", "grad"), f"*{name[:4]}") | dict.fromkeys(("groups", "start_y", "start_x"), "*i32")
     kinds |= dict.fromkeys(("quad_y", "quad_x", "teacher_quad_y", "teacher_quad_x"), "*i32") | {"labels": "*u8"}
     signature = {argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
-    return f"{kernel.__name__[1:]} {name}", kernel, signature, constants, WARPS
+    return f"{kernel.__name__} {name}", kernel, signature, constants, WARPS
 
 
 LN2 = tl.constexpr(math.log(2))
@@ -199,7 +199,7 @@ def _corners(quad_y, quad_x, Y, X, h, w):
 
 
 @triton.jit(do_not_specialize=SIZES[:7] + SIZES[-1:])
-def _forward(
+def upsample_ce_kl_forward(
     student, teacher, labels, groups,
     quad_y, fraction_y, quad_x, fraction_x, teacher_quad_y, teacher_fraction_y, teacher_quad_x, teacher_fraction_x,
     ce, kl, l1, ls, lt,
@@ -301,7 +301,7 @@ def _add(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _backward(
+def upsample_ce_kl_backward(
     student, teacher, labels,
     start_y, fraction_y, start_x, fraction_x, teacher_quad_y, teacher_fraction_y, teacher_quad_x, teacher_fraction_x,
     l1, ls, lt, a, b, grad,

@@ -82,6 +82,7 @@ def backward(
     H, W = labels.shape[1:]
     other, temperature = (student, 1.0) if teacher is None else (teacher, temperature)
     th, tw = other.shape[2:]
+    a, b = a.contiguous(), b.contiguous()  # of a mean they are one number seen as a map
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     foreign = (th, tw) != (h, w)
     (y, x), (ty, tx) = (_axes(logits, H, W, align_corners) for logits in (student, other))

@@ -65,7 +65,7 @@ def unfit(name: str, device: str, dtype: torch.dtype) -> str:
     """Why a variant cannot run on a device with such tensors, or ""."""
     if name == "reference":
         return ""
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if dtype.is_floating_point and dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"it computes in float32 and was given {dtype}"
     return {"triton": _triton, "cuda": _cuda, "cpu": _cpu, "blocks": lambda device: ""}[name](device)
 

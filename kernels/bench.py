@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,7 @@ class Contender(NamedTuple):
 
 def main() -> int:
     asked = _parser().parse_args()
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # of tables, which never change
     torch.set_num_threads(asked.threads or torch.get_num_threads())
     operations = asked.operations or measurable()
     if unknown := set(operations) - set(measurable()):
@@ -97,6 +99,7 @@ def measured(operation: str, asked: argparse.Namespace, ends: float):
                 Contender("eager", lambda *given: sizes.loss(*given, using="reference")),
                 Contender("torch.compile", torch.compile(lambda *given: sizes.loss(*given, using="reference"))),
                 *(Contender(name, lambda *given, name=name: sizes.loss(*given, using=name)) for name in fast),
+                *(Contender(*other) for other in getattr(sizes, "OTHERS", {}).items()),
             ]
             if asked.device == "cuda":
                 contenders.append(Contender("eager, deterministic", contenders[0].loss, deterministic=True))

@@ -2,33 +2,13 @@
 
 import pytest
 import torch
-from torch.nn.functional import interpolate, log_softmax
 
 from kernels.label_histogram import cell_sizes, label_histogram
 from kernels.logit_tailoring import logit_tailoring
+from kernels.logit_tailoring.sizes import dense
 
 # batch, classes, cells, labels' size: whole and broken ratios, one cell, cells without pixels
 CASES = [(2, 5, (3, 4), (12, 16)), (1, 3, (5, 3), (13, 7)), (2, 2, (1, 1), (3, 5)), (1, 19, (2, 3), (5, 6)), (1, 3, (6, 5), (4, 3))]
-
-
-def dense(student, teacher, labels, temperature):
-    """(B, C): KT's logit tailoring as its authors wrote it, on maps (B, C, H, W), without the factor T^2 / (B C)."""
-    s, t = (interpolate(logits, labels.shape[1:], mode="nearest") for logits in (student, teacher))
-    inside = labels[:, None] == torch.arange(student.shape[1])[:, None, None]  # an ignored pixel is outside of every class
-
-    def tailored(z):
-        positive = inside & (z > 0)
-        count = positive.sum((2, 3), keepdim=True)
-        mu = torch.where(count > 0, (z * positive).sum((2, 3), keepdim=True) / count.clamp(min=1), -torch.inf)
-        nu = (z * ~inside).mean((2, 3), keepdim=True)
-        return torch.where(inside, torch.maximum(z, mu), torch.minimum(z, nu))
-
-    def kl(a, b):
-        q, p = (log_softmax(z.flatten(2) / temperature, -1) for z in (a, b))
-        return (p.exp() * (p - q)).sum(-1)
-
-    a, b = tailored(s), tailored(t)
-    return kl(s, b) + kl(a * inside, b * inside) + kl(a * ~inside, b * ~inside)
 
 
 def drawn(case, scale=3.0, seed=0):

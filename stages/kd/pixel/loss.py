@@ -1,8 +1,8 @@
 """Pixel-wise KL to the teacher, at the labels' grid or at the logits'."""
 
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
 
+from kernels.pixel_kl import pixel_kl
 from stages.kd._step import same_grid
 
 
@@ -23,6 +23,5 @@ class AtLogits(nn.Module):
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         teacher = step.teacher["logits"].float()
         student = same_grid(step.student["logits"].float(), teacher, step.align_corners)
-        q, p = log_softmax(student / self.temperature, 1), log_softmax(teacher / self.temperature, 1)  # (B, C, h, w)
-        kl = (p.exp() * (p - q)).sum(1)
+        kl = pixel_kl(student, teacher, temperature=self.temperature).kl  # (B, h, w)
         return {"pixel": (self.temperature**2 * kl.mean(), self.weight)}

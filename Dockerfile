@@ -20,7 +20,8 @@ COPY stages stages
 COPY kernels kernels
 COPY recipes recipes
 RUN python3 -m venv /opt/venv \
-    && LIBRARY_PATH=/usr/local/cuda/lib64/stubs pip install --no-cache-dir -e ".[gpu,trt,triton,pycuda]"
+    && LIBRARY_PATH=/usr/local/cuda/lib64/stubs pip install --no-cache-dir -e ".[gpu,trt,triton,pycuda]" \
+    && python -m kernels.nvcc
 
 USER 10001
 WORKDIR /project

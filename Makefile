@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-full test-optimum faults gpu-check lint pin clean
+.PHONY: demo cuda test test-full test-optimum faults gpu-check lint pin clean
 
 $(VENV)/.installed: pyproject.toml kernels/cpu.h $(wildcard kernels/*/cpu.cpp)
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,9 @@ $(VENV)/.installed: pyproject.toml kernels/cpu.h $(wildcard kernels/*/cpu.cpp)
 
 demo: $(VENV)/.installed  ## train a teacher, distil it, build engines, measure, gate, bundle, and write the page
 	$(RUN) -m pipeline run recipes/quickstart.yaml
+
+cuda: $(VENV)/.installed  ## compile the CUDA C++ kernels, for any GPU from Ampere on (needs nvcc, but no GPU)
+	$(RUN) -m kernels.nvcc
 
 test: $(VENV)/.installed  ## the tests a pull request must pass
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -30,6 +33,7 @@ faults: $(VENV)/.installed  ## every fault test in full (up to 3 hours on 2 core
 	OMP_NUM_THREADS=1 $(RUN) tests/faults --table docs/faults.md
 
 gpu-check:  ## on a machine with a GPU: the kernels' tests, memory checks and speed, in at most 8 minutes; PYTHON=... with torch, triton, pytest
+	-$(PYTHON) -m kernels.nvcc
 	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(VENV)/.installed

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from kernels import native
+from kernels import driver, native
 
-FILES = {"triton": "triton_", "cuda": "cuda_", "cpu": "cpu", "blocks": "blocks", "reference": "reference"}  # the first that fits is taken
+# In the order in which "auto" tries them. Triton comes before CUDA until CUDA has been measured to be faster on a GPU.
+FILES = {"triton": "triton_", "cuda": "cuda_", "cpu": "cpu", "blocks": "blocks", "reference": "reference"}
 
 
 def choose(operation: str, using: str, like: torch.Tensor) -> str:
@@ -51,7 +52,7 @@ def _variant(operation: str, using: str, device: str, dtype: torch.dtype) -> str
 
 @cache
 def variants(operation: str) -> tuple[str, ...]:
-    """The names of the variants in the operation's folder, those to take first first."""
+    """The names of the variants in the operation's folder, in the order of FILES."""
     folder = Path(importlib.import_module(operation).__file__).parent
     return tuple(name for name, file in FILES.items() if (folder / f"{file}.py").is_file())
 
@@ -90,7 +91,13 @@ def _triton(device: str) -> str:
 
 
 def _cuda(device: str) -> str:
-    return "" if device == "cuda" else f"the tensors are on {device}"
+    if device != "cuda":
+        return f"the tensors are on {device}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "it is compiled for GPUs from compute capability 8.0 on (Ampere)"
+    return driver.why_not() or _triton(device)  # the forward is Triton's
 
 
 def _cpu(device: str) -> str:

@@ -76,7 +76,7 @@ def spy(self, *a, **k):
     assert not ours(sys._getframe(1)), "loads a library"
     return library(self, *a, **k)
 ctypes.CDLL.__init__ = spy
-for name in {[n for _, n in modules("pipeline", "kernels", "stages") if n != "stages.bundle_files.run" and "triton_" not in n]!r}:
+for name in {[n for _, n in modules("pipeline", "kernels", "stages") if not n.endswith(("bundle_files.run", "triton_", "cuda_"))]!r}:
     importlib.import_module(name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,7 +1,7 @@
 """Compiles the CUDA C++ kernels ahead of time: `python -m kernels.nvcc`. It needs nvcc, and neither a GPU nor torch.
 
-Each kernels/OPERATION/kernel.cu becomes kernel.fatbin beside it: machine code for the GPUs in TARGETS, and PTX of the last of them,
-which the driver of a later GPU translates when it loads it. kernels/driver.py loads the file.
+Each kernels/OPERATION/kernel.cu becomes kernel.fatbin beside it: machine code for the GPUs in TARGETS, and PTX of the first of
+them, which the driver of any other or later GPU translates when it loads it. kernels/driver.py loads the file.
 """
 
 import os
@@ -32,8 +32,8 @@ def main() -> int:
 
 def command(source: Path, to: Path, targets: Iterable[int] = TARGETS, *more: str) -> list[str]:
     """--ftz: numbers below 2^-126 count as 0, so that 2^x is one instruction."""
-    *_, last = targets
-    code = [f"-gencode=arch=compute_{n},code={f'[sm_{n},compute_{n}]' if n == last else f'sm_{n}'}" for n in targets]
+    first, *_ = targets
+    code = [f"-gencode=arch=compute_{n},code={f'[sm_{n},compute_{n}]' if n == first else f'sm_{n}'}" for n in targets]
     return ["nvcc", "-std=c++17", "-O3", "--ftz=true", "--fatbin", "--threads=0", *code, *more, "-o", str(to), str(source)]
 
 

@@ -157,6 +157,7 @@ def ahead() -> list[tuple]:
         _described("bf16, five pixels", upsample_ce_kl_backward, backward | five),
         _described("fp32, five pixels, T = 1", upsample_ce_kl_backward, backward | five | {"T1": True}),
         _described("bf16, a teacher's own grid", upsample_ce_kl_backward, backward | {"SAME": False}),
+        _described("bf16, a teacher's own grid, T = 1", upsample_ce_kl_backward, backward | {"SAME": False, "T1": True}),
         _described("bf16, three classes", upsample_ce_kl_backward, backward | {"CC": 3}),
         _described("fp16, no upsampling", upsample_ce_kl_forward, forward | {"R": 1}),
         _described("fp16, no upsampling", upsample_ce_kl_backward, backward | {"MOST": 1, "RX": 1}),
@@ -330,9 +331,7 @@ def upsample_ce_kl_backward(
     upper = _fill(2 * CC, BL, 0.0)  # per class sum (1 - fy) g and sum (1 - fy) fx g, with what comes from the quad row above
     for step in range(rows + 1):
         k = top - 1 + step
-        there = k < h
-        k = tl.where(there, k, -1)
-        y_start, y_end = tl.load(start_y + k + 1), tl.load(start_y + k + 2)
+        y_start, y_end = tl.load(start_y + tl.minimum(k, h) + 1), tl.load(start_y + tl.minimum(k, h - 1) + 2)  # below the map: none
         at = tl.minimum(k + 1, h - 1) * w
         z_upper, t_upper = z_lower, t_lower
         z_lower = _taps(z, at + left, at + right, first, C, h * w, scale, CC)
@@ -340,7 +339,7 @@ def upsample_ce_kl_backward(
         lower = _fill(2 * CC, BL, 0.0)  # per class sum fy g and sum fy fx g
         for ry in range(tallest):
             Y = y_start + ry
-            in_y = there & (y_end > Y)
+            in_y = y_end > Y
             fy = tl.load(fraction_y + Y, mask=in_y, other=0.0)
             x_line = _line(z_upper, z_lower, fy, CC)
             u_line = _line(t_upper, t_lower, fy, CC * SAME)
@@ -391,7 +390,7 @@ def upsample_ce_kl_backward(
         for i in tl.static_range(CC):
             handed = tl.gather(upper[2 * i + 1], tl.maximum(lane - 1, 0), 0)  # the one exchange between lanes
             value = upper[2 * i] - upper[2 * i + 1] + handed
-            write = there & (step > 0) & (column >= 0) & (first + i < C)
+            write = (k < h) & (step > 0) & (column >= 0) & (first + i < C)
             tl.store(grad + image * C * h * w + (first + i) * h * w + k * w + column, value.to(grad.dtype.element_ty), mask=write)
         upper = lower
 

@@ -315,10 +315,9 @@ def upsample_ce_kl_backward(
     first = tl.program_id(0) * CC
     lane = tl.arange(0, BL)
     q = tl.program_id(1) * (BL - 1) + lane - 1  # lane 0 is the last of the block before, again: lane 1 needs its left neighbour
-    live = (q >= 0) & (q < lanes)
-    q = tl.where(live, q, 0)
+    q = tl.where((q >= 0) & (q < lanes), q, 0)  # a lane too many is another column -1, which writes nothing
     column = q % (w + 1) - 1
-    top = tl.where(live, q // (w + 1) % segments * rows, h + 1)  # a lane too many marches below the map
+    top = q // (w + 1) % segments * rows
     image = (q // (w + 1) // segments).to(tl.int64)
     left, right = tl.maximum(column, 0), tl.minimum(column + 1, w - 1)
     x_start, x_end = tl.load(start_x + column + 1), tl.load(start_x + column + 2)

@@ -127,7 +127,7 @@ def test_equal_networks_have_no_loss_and_no_gradient(using):
     student = torch.randn(2, 9, 5, requires_grad=True)
     loss = similarity_kl(student, 3 * student.detach(), temperature=0.1, using=using)
     loss.backward()
-    assert abs(loss.item()) < 1e-7 and student.grad.abs().max() < 1e-7
+    assert abs(loss.item()) < 1e-6 and student.grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("using", FORMS)

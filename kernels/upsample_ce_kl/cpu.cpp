@@ -1,9 +1,11 @@
-// upsample_ce_kl on a CPU: one row of label pixels at a time is brought to life for all classes, judged, and forgotten.
+// upsample_ce_kl on a CPU: a row of label pixels is brought to life for all classes, judged, and forgotten; in the backward for one
+// class at a time, for there the pixel's sums over classes are known, and everything fits into the nearest cache.
 //
 // Within a row, pixels are kept in phases: phase r holds the r-th pixel of every quad (kernels/tables.py), side by side. So both
 // neighbours of lane l are values l and l + 1 of the low-resolution row, and every loop runs over contiguous floats, at any scale.
 // A phase that a quad does not have repeats its left value and weighs nothing. The student is held as x log2(e), the teacher as
-// u log2(e) / T. So cross-entropy takes the same steps with and without a teacher: a teacher without weight changes no bit.
+// u log2(e) / T. Cross-entropy takes e^x as (e^(x/4))^4, with and without a teacher: a teacher without weight changes no bit, and
+// where T is 1, 2 or 4 its KL needs no exponentials of the student of its own.
 #include "../cpu.h"
 
 namespace {
@@ -65,13 +67,6 @@ struct Places {
     }
 };
 
-// What one thread works with: the row of pixels, for all classes.
-struct Room {
-    std::vector<float> column, x, u;  // (w + 2 and padding), (C, P), (C, P)
-    Room(const Problem& p, const Places& s)
-        : column(padded(std::max(p.student.w, p.teacher.w) + 2) + LANES), x(size_t(p.C) * s.P), u(p.teacher.values ? size_t(p.C) * s.P : 0) {}
-};
-
 // The low-resolution row at label row Y, from quad -1 on: column[l] and column[l + 1] are the neighbours in quad l - 1.
 INLINE void lerp_rows(const float* plane, const Grid& g, int Y, float scale, float* column) {
     int k = g.rows.quad[Y];
@@ -81,55 +76,71 @@ INLINE void lerp_rows(const float* plane, const Grid& g, int Y, float scale, flo
     column[0] = column[1], column[g.w + 1] = column[g.w];
 }
 
-INLINE void fill(const Problem& p, const Places& s, int b, int Y, Room& room) {
-    float* column = room.column.data();
-    for (int c = 0; c < p.C; c++) {
-        lerp_rows(p.student.values + (size_t(b) * p.C + c) * p.student.h * p.student.w, p.student, Y, LOG2E, column);
-        float* x = room.x.data() + size_t(c) * s.P;
-        for (int i = 0; i < s.P; i += s.L)
-            for (int l = 0; l < s.L; l += LANES) {
-                Floats left = load(column + l);
-                store(x + i + l, left + load(s.fraction.data() + i + l) * (load(column + l + 1) - left));
-            }
-        if (!p.teacher.values) continue;
-        lerp_rows(p.teacher.values + (size_t(b) * p.C + c) * p.teacher.h * p.teacher.w, p.teacher, Y, LOG2E / p.temperature, column);
-        float* u = room.u.data() + size_t(c) * s.P;
-        if (p.same)
-            for (int i = 0; i < s.P; i += s.L)
-                for (int l = 0; l < s.L; l += LANES) {
-                    Floats left = load(column + l);
-                    store(u + i + l, left + load(s.fraction.data() + i + l) * (load(column + l + 1) - left));
-                }
-        else
-            for (int i = 0; i < s.P; i++) {
-                const float* left = column + s.teacher_quad[i] + 1;
-                u[i] = left[0] + s.teacher_fraction[i] * (left[1] - left[0]);
-            }
+INLINE void lerp_columns(const Places& s, const float* column, float* out) {
+    for (int i = 0; i < s.P; i += s.L)
+        for (int l = 0; l < s.L; l += LANES) {
+            Floats left = load(column + l);
+            store(out + i + l, left + load(s.fraction.data() + i + l) * (load(column + l + 1) - left));
+        }
+}
+
+std::vector<float> column_for(const Problem& p) { return std::vector<float>(padded(std::max(p.student.w, p.teacher.w) + 2) + LANES); }
+
+// A row of P pixels of one class, of the student and of the teacher; `column` is room for a low-resolution row.
+INLINE void fill(const Problem& p, const Places& s, int b, int c, int Y, float* column, float* x, float* u) {
+    const size_t plane = size_t(b) * p.C + c;
+    lerp_rows(p.student.values + plane * p.student.h * p.student.w, p.student, Y, LOG2E, column);
+    lerp_columns(s, column, x);
+    if (!p.teacher.values) return;
+    lerp_rows(p.teacher.values + plane * p.teacher.h * p.teacher.w, p.teacher, Y, LOG2E / p.temperature, column);
+    if (p.same) return lerp_columns(s, column, u);
+    for (int i = 0; i < s.P; i++) {
+        const float* left = column + s.teacher_quad[i] + 1;
+        u[i] = left[0] + s.teacher_fraction[i] * (left[1] - left[0]);
     }
 }
 
-struct Sums {  // per pixel, of one row in phases: base-2 logarithms of the sums of exponentials, and the KL
+// What a thread works with in the forward: a row of pixels for all classes, (C, P).
+struct Room {
+    std::vector<float> column, x, u;
+    Room(const Problem& p, const Places& s)
+        : column(column_for(p)), x(size_t(p.C) * s.P), u(p.teacher.values ? size_t(p.C) * s.P : 0) {}
+};
+
+struct Sums {  // per pixel, of one row in phases: log2 of the sums of exponentials, of the student at temperature 1 and of both at T; KL
     std::vector<float> l1, ls, lt, kl;
     explicit Sums(int P) : l1(P), ls(P), lt(P), kl(P) {}
 };
 
+// The largest of C values that lie `step` apart, in each lane.
+INLINE Floats highest(const float* from, int C, int step) {
+    Floats most = load(from);
+    for (int c = 1; c < C; c++) most = larger(load(from + size_t(c) * step), most);
+    return most;
+}
+
+// 2^(d / T) from q = 2^(d / 4); T is the temperature where it is 1, 2 or 4, else 0.
+template <int T>
+INLINE Floats soft(Floats q, Floats d, float cooled) {
+    if (T == 4) return q;
+    if (T == 2) return q * q;
+    if (T == 1) return (q * q) * (q * q);
+    return power2(d * cooled);
+}
+
+template <int T>
 INLINE void judge(const Problem& p, const Places& s, const Room& room, Sums& out) {
     const float cooled = 1.f / p.temperature;
     for (int i = 0; i < s.P; i += LANES) {
         const float *x = room.x.data() + i, *u = room.u.data() + i;
-        Floats ms = load(x), mt = {};
-        for (int c = 1; c < p.C; c++) ms = larger(load(x + size_t(c) * s.P), ms);
-        if (p.teacher.values) {
-            mt = load(u);
-            for (int c = 1; c < p.C; c++) mt = larger(load(u + size_t(c) * s.P), mt);
-        }
+        Floats ms = highest(x, p.C, s.P), mt = p.teacher.values ? highest(u, p.C, s.P) : Floats{};
         Floats s1 = {}, ss = {}, st = {}, cross = {};
         for (int c = 0; c < p.C; c++) {
-            Floats d = load(x + size_t(c) * s.P) - ms, e = power2(d);
-            s1 += e;
+            Floats d = load(x + size_t(c) * s.P) - ms, q = power2(d * 0.25f);
+            s1 += (q * q) * (q * q);
             if (!p.teacher.values) continue;
             Floats k = load(u + size_t(c) * s.P) - mt, f = power2(k);
-            ss += p.temperature == 1.f ? e : power2(d * cooled), st += f, cross += f * (k - d * cooled);
+            ss += soft<T>(q, d, cooled), st += f, cross += f * (k - d * cooled);
         }
         store(out.l1.data() + i, ms + logarithm2(s1));
         if (!p.teacher.values) continue;
@@ -149,10 +160,17 @@ struct Upstream {  // (B, H, W) each, or one number where the stride is 0
     int a_stride, b_stride;
 };
 
+INLINE int whole(float temperature) { return temperature == 1.f || temperature == 2.f || temperature == 4.f ? int(temperature) : 0; }
+
 // False where a label is no class.
 CLONES bool forward_row(const Problem& p, const Places& s, int b, int Y, Room& room, Sums& sums, const Maps& out) {
-    fill(p, s, b, Y, room);
-    judge(p, s, room, sums);
+    for (int c = 0; c < p.C; c++) fill(p, s, b, c, Y, room.column.data(), room.x.data() + size_t(c) * s.P, room.u.data() + size_t(c) * s.P);
+    switch (whole(p.temperature)) {
+        case 1: judge<1>(p, s, room, sums); break;
+        case 2: judge<2>(p, s, room, sums); break;
+        case 4: judge<4>(p, s, room, sums); break;
+        default: judge<0>(p, s, room, sums);
+    }
     bool good = true;
     size_t row = (size_t(b) * p.labels.H + Y) * p.labels.W;
     for (int i = 0; i < s.P; i++) {
@@ -169,72 +187,106 @@ CLONES bool forward_row(const Problem& p, const Places& s, int b, int Y, Room& r
 
 // A row as the backward sees it, per pixel in phases. Where there is no pixel all weights are 0 and all exponentials nothing.
 struct Weighted {
-    std::vector<float> l1, ls, lt, a, b;
-    std::vector<int> label;
-    explicit Weighted(int P) : l1(P), ls(P), lt(P), a(P), b(P), label(P) {}
+    std::vector<float> l1, ls, lt, a, b, of_student;  // of_student: b, times what makes softmax(x / T) of 2^((x - l1) / T)
+    std::vector<int32_t> label;  // -1: ignored
+    explicit Weighted(int P) : l1(P), ls(P), lt(P), a(P), b(P), of_student(P), label(P) {}
 };
 
-INLINE void weigh(const Problem& p, const Places& s, int b, int Y, const Room& room, const Maps& maps, const Upstream& up, Weighted& out) {
-    size_t row = (size_t(b) * p.labels.H + Y) * p.labels.W;
+// x at one pixel.
+INLINE float at_pixel(const Grid& g, const float* plane, int Y, int X) {
+    int k = g.rows.quad[Y], l = g.columns.quad[X];
+    const float *top = plane + size_t(std::max(k, 0)) * g.w, *bottom = plane + size_t(std::min(k + 1, g.h - 1)) * g.w;
+    int left = std::max(l, 0), right = std::min(l + 1, g.w - 1);
+    float f = g.rows.fraction[Y], first = top[left] + f * (bottom[left] - top[left]);
+    float second = top[right] + f * (bottom[right] - top[right]);
+    return LOG2E * (first + g.columns.fraction[X] * (second - first));
+}
+
+INLINE void weigh(const Problem& p, const Places& s, int b, int Y, const Maps& maps, const Upstream& up, Weighted& out) {
+    const size_t row = (size_t(b) * p.labels.H + Y) * p.labels.W, plane = size_t(p.student.h) * p.student.w;
     for (int i = 0; i < s.P; i++) {
         out.a[i] = out.b[i] = 0.f, out.label[i] = -1;
-        out.l1[i] = out.ls[i] = out.lt[i] = -LOWEST;
-        if (s.pixel[i] < 0) continue;
+        out.ls[i] = out.lt[i] = -LOWEST;
         size_t at = row + s.pixel[i];
-        if (p.teacher.values) out.ls[i] = maps.ls[at], out.lt[i] = maps.lt[at], out.b[i] = up.b[at * up.b_stride] / p.temperature;
-        int64_t y = label(p.labels, at);
+        bool there = s.pixel[i] >= 0;
+        if (there && p.teacher.values) out.ls[i] = maps.ls[at], out.lt[i] = maps.lt[at], out.b[i] = up.b[at * up.b_stride] / p.temperature;
+        out.l1[i] = p.temperature * out.ls[i];  // where there is no label, any l1 will do that keeps the student's exponentials in range
+        int64_t y = there ? label(p.labels, at) : p.labels.ignore;
         if (y == p.labels.ignore) continue;
-        out.label[i] = int(y), out.a[i] = up.a[at * up.a_stride];
-        out.l1[i] = maps.ce[at] * LOG2E + room.x[size_t(y) * s.P + i];
+        out.label[i] = int32_t(y), out.a[i] = up.a[at * up.a_stride];
+        out.l1[i] = maps.ce[at] * LOG2E + at_pixel(p.student, p.student.values + (size_t(b) * p.C + y) * plane, Y, s.pixel[i]);
+    }
+    for (int i = 0; p.teacher.values && i < s.P; i += LANES) {
+        Floats apart = load(out.l1.data() + i) * (1.f / p.temperature) - load(out.ls.data() + i);
+        store(out.of_student.data() + i, load(out.b.data() + i) * power2(apart));
     }
 }
 
-// Adds to the sums over the pixels of each quad, (C, 4, L): of g, of g times the fraction across, down, and both.
-INLINE void gather(const Problem& p, const Places& s, const Room& room, const Weighted& w, float down, float* sums) {
-    const float cooled = 1.f / p.temperature;
-    for (int c = 0; c < p.C; c++)
+// What a thread works with in the backward: all label rows of a quad row, and one class of them at a time.
+struct Desk {
+    std::vector<float> column, x, u, sums, above;  // (P), (P), (4, L), (C, 2, L)
+    std::vector<Weighted> rows;
+    Desk(const Problem& p, const Places& s)
+        : column(column_for(p)), x(s.P), u(s.P), sums(4 * s.L), above(size_t(p.C) * 2 * s.L) {}
+};
+
+// The sums over the pixels of each quad of row k, (4, L): of the gradient g of class c, of g times the fraction across, down, and both.
+template <int T>
+INLINE void gather(const Problem& p, const Places& s, int b, int c, int k, Desk& desk) {
+    const float cooled = 1.f / p.temperature, *x = desk.x.data(), *u = desk.u.data();
+    const int first = p.student.rows.start[k + 1], end = p.student.rows.start[k + 2];
+    std::fill(desk.sums.begin(), desk.sums.end(), 0.f);
+    for (int Y = first; Y < end; Y++) {
+        fill(p, s, b, c, Y, desk.column.data(), desk.x.data(), desk.u.data());
+        const Weighted& w = desk.rows[Y - first];
+        const float down = p.student.rows.fraction[Y];
         for (int l = 0; l < s.L; l += LANES) {
             Floats g = {}, across = {};
             for (int i = l; i < s.P; i += s.L) {
-                Floats x = load(room.x.data() + size_t(c) * s.P + i);
-                Floats one = load(w.a.data() + i) * power2(x - load(w.l1.data() + i));
+                Ints label;
+                std::memcpy(&label, w.label.data() + i, sizeof label);
+                Floats d = load(x + i) - load(w.l1.data() + i), q = power2(d * 0.25f), a = load(w.a.data() + i);
+                Floats one = a * ((q * q) * (q * q)) - (label == c ? a : Floats{});
                 if (p.teacher.values) {
-                    Floats u = load(room.u.data() + size_t(c) * s.P + i);
-                    one += load(w.b.data() + i) * (power2(x * cooled - load(w.ls.data() + i)) - power2(u - load(w.lt.data() + i)));
+                    Floats student = T ? load(w.of_student.data() + i) * soft<T>(q, d, cooled)
+                                       : load(w.b.data() + i) * power2(load(x + i) * cooled - load(w.ls.data() + i));
+                    one += student - load(w.b.data() + i) * power2(load(u + i) - load(w.lt.data() + i));
                 }
                 g += one, across += one * load(s.fraction.data() + i);
             }
-            float* at = sums + size_t(c) * 4 * s.L + l;
+            float* at = desk.sums.data() + l;
             store(at, load(at) + g), store(at + s.L, load(at + s.L) + across);
             store(at + 2 * s.L, load(at + 2 * s.L) + g * down), store(at + 3 * s.L, load(at + 3 * s.L) + across * down);
         }
-    for (int i = 0; i < s.P; i++) {  // the one-hot label
-        if (w.label[i] < 0) continue;
-        float *at = sums + size_t(w.label[i]) * 4 * s.L + i % s.L, a = w.a[i], f = s.fraction[i];
-        at[0] -= a, at[s.L] -= a * f, at[2 * s.L] -= a * down, at[3 * s.L] -= a * f * down;
     }
 }
 
-CLONES void backward_row(const Problem& p, const Places& s, int b, int Y, Room& room, Weighted& w, const Maps& maps, const Upstream& up,
-                         float* sums) {
-    fill(p, s, b, Y, room);
-    weigh(p, s, b, Y, room, maps, up, w);
-    float down = p.student.rows.fraction[Y];
-    gather(p, s, room, w, down, sums);
+// Row k of the gradient of class c: what its own quads keep of their sums, and what the quads above handed down; then hands down.
+INLINE void write_row(const Problem& p, int L, int b, int c, int k, bool own, Desk& desk, float* gradient) {
+    const float *g = desk.sums.data(), *across = g + L, *down = g + 2 * L, *both = g + 3 * L;
+    float *from = desk.above.data() + size_t(c) * 2 * L, *from_across = from + L;
+    float* out = gradient + ((size_t(b) * p.C + c) * p.student.h + k) * p.student.w;
+    for (int j = 0; own && j < p.student.w; j++) {  // column j lies left in lane j + 1 and right in lane j
+        float left = (g[j + 1] - down[j + 1] + from[j + 1]) - (across[j + 1] - both[j + 1] + from_across[j + 1]);
+        out[j] = left + (across[j] - both[j] + from_across[j]);
+    }
+    std::memcpy(from, down, L * sizeof(float)), std::memcpy(from_across, both, L * sizeof(float));
 }
 
-// Row k of the gradient: what its own quads keep of their sums, and what the quads above handed down, (C, 2, L); then hands down.
-CLONES void write_row(const Problem& p, int L, int b, int k, bool own, const float* sums, float* above, float* gradient) {
-    int h = p.student.h, w = p.student.w;
+// Quad row k of all classes; `own` where row k of the gradient is this job's to write.
+CLONES void backward_quads(const Problem& p, const Places& s, int b, int k, bool own, const Maps& maps, const Upstream& up, Desk& desk,
+                           float* gradient) {
+    const int first = p.student.rows.start[k + 1], end = p.student.rows.start[k + 2];
+    while (int(desk.rows.size()) < end - first) desk.rows.emplace_back(s.P);
+    for (int Y = first; Y < end; Y++) weigh(p, s, b, Y, maps, up, desk.rows[Y - first]);
     for (int c = 0; c < p.C; c++) {
-        const float *g = sums + size_t(c) * 4 * L, *across = g + L, *down = g + 2 * L, *both = g + 3 * L;
-        float *from = above + size_t(c) * 2 * L, *from_across = from + L;
-        float* out = gradient + ((size_t(b) * p.C + c) * h + k) * w;
-        for (int j = 0; own && j < w; j++) {  // column j lies left in lane j + 1 and right in lane j
-            float left = (g[j + 1] - down[j + 1] + from[j + 1]) - (across[j + 1] - both[j + 1] + from_across[j + 1]);
-            out[j] = left + (across[j] - both[j] + from_across[j]);
+        switch (whole(p.temperature)) {
+            case 1: gather<1>(p, s, b, c, k, desk); break;
+            case 2: gather<2>(p, s, b, c, k, desk); break;
+            case 4: gather<4>(p, s, b, c, k, desk); break;
+            default: gather<0>(p, s, b, c, k, desk);
         }
-        std::memcpy(from, down, L * sizeof(float)), std::memcpy(from_across, both, L * sizeof(float));
+        write_row(p, s.L, b, c, k, own, desk, gradient);
     }
 }
 
@@ -255,17 +307,12 @@ extern "C" int upsample_ce_kl_forward(const Problem* problem, const Maps* out, i
 extern "C" void upsample_ce_kl_backward(const Problem* problem, const Maps* maps, const Upstream* up, float* gradient, int threads) {
     const Problem& p = *problem;
     const Places places(p);
-    const int h = p.student.h, L = places.L, run = std::clamp(p.B * h / 32, 8, 16), runs = (h + run - 1) / run;  // rows of a job
+    const int h = p.student.h, run = 16, runs = (h + run - 1) / run;  // low-resolution rows of a job; one more is done twice
     spread(p.B * runs, worth(exponentials(p), threads), [&] {
-        std::vector<float> sums(size_t(p.C) * 4 * L), above(size_t(p.C) * 2 * L);
-        return [&, room = Room(p, places), w = Weighted(places.P), sums, above](int job) mutable {
+        return [&, desk = Desk(p, places)](int job) mutable {
             int b = job / runs, first = job % runs * run;
-            for (int k = first - 1; k < std::min(h, first + run); k++) {  // the row before is only for what it hands down
-                std::fill(sums.begin(), sums.end(), 0.f);
-                for (int Y = p.student.rows.start[k + 1]; Y < p.student.rows.start[k + 2]; Y++)
-                    backward_row(p, places, b, Y, room, w, *maps, *up, sums.data());
-                write_row(p, L, b, k, k >= first, sums.data(), above.data(), gradient);
-            }
+            for (int k = first - 1; k < std::min(h, first + run); k++)  // the row before is only for what it hands down
+                backward_quads(p, places, b, k, k >= first, *maps, *up, desk, gradient);
         };
     });
 }

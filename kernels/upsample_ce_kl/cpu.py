@@ -12,10 +12,10 @@ from kernels.tables import Axis, axis
 def forward(
     student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float, align_corners: bool, ignore: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """l1 stays empty: the backward takes it from ce."""
+    """l1 stays empty: the backward takes it from ce. kl comes last, for it is freed first, and the gradient may take its place."""
     problem = _Problem.of(student, teacher, labels, temperature, align_corners, ignore)
     ce = torch.empty(labels.shape)
-    kl, ls, lt = (torch.empty(labels.shape if teacher is not None else 0) for _ in range(3))
+    ls, lt, kl = (torch.empty(labels.shape if teacher is not None else 0) for _ in range(3))
     good = library().upsample_ce_kl_forward(byref(problem), byref(_Maps(*map(pointer, (ce, kl, ls, lt)))), torch.get_num_threads())
     if not good:
         raise IndexError(f"labels hold values that are neither one of {student.shape[1]} classes nor the ignored {ignore}")

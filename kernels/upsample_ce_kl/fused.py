@@ -4,8 +4,8 @@ A variant gives
     forward(student, teacher | None, labels, temperature, align_corners, ignore) -> (ce, kl, l1, ls, lt), all (B, H, W) float32
     backward(student, teacher | None, labels, l1, ls, lt, a, b, temperature, align_corners, ignore) -> gradient of student
 where a and b are the gradients of ce and kl. Kept between them per pixel, in the base-2 domain: l1 = log2 sum exp2(x log2 e),
-ls and lt the same of x / T and u / T. Without a teacher kl, ls, lt and b are empty. The cpu variant leaves l1 empty as well, and
-is given ce in its place.
+ls and lt the same of x / T and u / T. Without a teacher kl, ls, lt and b are empty. The cpu variant leaves l1 empty as well, and is
+given ce in its place.
 """
 
 import torch

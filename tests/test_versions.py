@@ -22,3 +22,8 @@ def test_a_changed_line_changes_the_digest_and_a_comment_does_not(tmp_path):
         file.write_text(text)
         digests.append(versions.digest({file}))
     assert digests[0] == digests[1] == digests[2] != digests[3]
+
+
+def test_every_variant_of_an_operation_counts_for_the_rows_that_use_it():
+    found = {path.relative_to(versions.ROOT).as_posix() for path in versions.closure(versions.ROOT / "stages/kd/cwd/loss.py")}
+    assert {f"kernels/channel_kl/{name}" for name in ("reference.py", "triton_.py", "cpu.py", "cpu.cpp")} <= found

@@ -45,6 +45,10 @@ def closure(path, seen=None):
             for candidate in (ROOT / (name.replace(".", "/") + ".py"), ROOT / name.replace(".", "/") / "__init__.py"):
                 if candidate.exists() and name.split(".")[0] in ("stages", "kernels"):
                     closure(candidate, seen)
+    if path.name == "__init__.py" and path.with_name("reference.py").exists():  # an operation: its variants are found by looking too
+        for variant in sorted(set(path.parent.glob("*.py")) - {path.with_name("sizes.py")}):  # sizes are for measuring
+            closure(variant, seen)
+        seen.update(path.parent.glob("*.c*"))  # cpu.cpp, kernel.cu
     return seen
 
 

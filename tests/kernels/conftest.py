@@ -17,6 +17,27 @@ def seeded():
 
 
 @pytest.fixture
+def guard(monkeypatch):
+    """guard(module): what it takes by torch.empty is NaN until written, between guards that are looked at when the test is over."""
+    made, width = [], 64
+
+    class Guarded:
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        def empty(self, shape, dtype, device):
+            size = torch.Size(shape).numel()
+            memory = torch.full((size + 2 * width,), 7.0, dtype=dtype, device=device)
+            memory[width : width + size] = float("nan")
+            made.append(memory)
+            return memory[width : width + size].view(shape)
+
+    yield lambda module: monkeypatch.setattr(module, "torch", Guarded())
+    for memory in made:
+        assert (memory[:width] == 7).all() and (memory[-width:] == 7).all()
+
+
+@pytest.fixture
 def poisoned(monkeypatch):
     """torch.empty gives memory full of NaN (of -99 for integers) between two guards, which must be whole when the test ends."""
     made, guard = [], 64

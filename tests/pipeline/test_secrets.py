@@ -65,7 +65,7 @@ def test_the_place_of_a_secret_is_none_but_a_value_that_only_looks_like_a_path_i
 
 
 def test_recipes_and_arguments_give_secrets_away_by_their_form(monkeypatch):
-    monkeypatch.setattr("os.environ", {"HF_TOKEN": TOKEN, "HOME": "/root/home1234"})
+    monkeypatch.setattr("os.environ", {"HF_TOKEN": TOKEN, "HOME": "/home/home1234"})
     recipe = {"stages": {"one": {"url": "https://me:pass%2Fword1@host/p?token=abcdefgh1&format=safetensors", "api_key": "open-sesame"}}}
     found = secrets.known(
         recipe, ["stages.two.password=friend-and-enter", "stages.two.size=[512, 1024]", "a.url=https://t0kenasuser@host/"]

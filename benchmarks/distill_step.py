@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kernels import choose
 from stages.kd import TABLE as KD
+from stages.kd import Pair
 from stages.kd._step import Step
 from stages.kd._terms import Terms
 from stages.memory import keep_freed_memory
@@ -65,7 +66,7 @@ def sides(classes: int, options: argparse.Namespace) -> dict[str, Side]:
     teacher.eval(), student.train()
     task = KD.row("ce").model_validate({"kind": "ce"})
     loss = KD.row("pixel").model_validate({"kind": "pixel", "temperature": 4.0, "at": "labels"})
-    terms = Terms(task, [loss], student.widths, teacher.widths, classes, 0)
+    terms = Terms(task, [loss], Pair(student.widths, teacher.widths, classes), 0)
     images = torch.randint(0, 256, (options.batch, 3, options.size, options.size)).float()
     labels = torch.randint(0, classes, (options.batch, options.size, options.size), dtype=torch.uint8)
     upstream = torch.randn(options.batch, classes, options.size // 4, options.size // 4)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from stages.batches import crops
 from stages.fit import Fit
 from stages.kd import TABLE as KD
+from stages.kd import Pair
 from stages.kd._terms import Terms
 from stages.loop import Loop
 from stages.models import TABLE as MODELS
@@ -90,7 +91,7 @@ def bare_steps(net, samples, settings: Fit, device: str):
 
 def loop_steps(net, samples, settings: Fit, folder: Path):
     task = KD.row("ce").model_validate({"kind": "ce"})
-    loop = Loop(net, Terms(task, [], net.widths, {}, CLASSES, 0), samples, None, settings, Job(folder), None, ())
+    loop = Loop(net, Terms(task, [], Pair(net.widths, {}, CLASSES), 0), samples, None, settings, Job(folder), None, ())
     while True:  # as stages.loop.fit does
         loop.validate_if_due()
         loop.save_or_stop_if_due()

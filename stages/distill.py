@@ -5,12 +5,13 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.artifact import Artifact
+from pipeline.problems import listed
 from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages.fit import Fit
 from stages.kd import TABLE as KD
 from stages.kd.ce import Ce
 from stages.models import TABLE as MODELS
-from stages.train import misfits, taught
+from stages.train import misfits, taught, unmet
 from stages.weights import Weights
 
 
@@ -21,6 +22,9 @@ class Distill(Stage):
     model: MODELS.field() = Field(description="The architecture of the student.")
     task: KD.field(role="task") = Field(Ce(kind="ce"), description="The loss on the labels: it has exactly one owner.")
     losses: list[KD.field(role="loss")] = Field([], description="The distillation methods, beside the task loss.")
+    text: Annotated[str | None, Takes(("TextMatrix",))] = Field(
+        None, description="The stage whose text vectors of the classes are used, by the methods that need them."
+    )
     fit: Fit = Field(Fit(), description="How the student is trained.")
     init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
 
@@ -34,7 +38,18 @@ class Distill(Stage):
         return self.fit.environment()
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        return misfits(self, earlier)
+        teacher = getattr(earlier.get(self.teacher), "model", None)
+        if teacher is None:  # the reference itself is wrong, and told elsewhere
+            return misfits(self, earlier)
+        places = [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]
+        found = misfits(self, earlier) + [p for where, method in places for p in unmet(where, method, self.model, teacher, self.text)]
+        if self.text and not any(method.needs_text for _, method in places):
+            found.append((("text",), f"no loss here uses vectors of language (those that do: {listed(self._with_text())}): leave text out"))
+        return found
+
+    @staticmethod
+    def _with_text() -> list[str]:
+        return [name for name, row in KD.rows().items() if row.needs_text]
 
     def rehearsed(self) -> Self:
         return self.model_copy(update={"fit": self.fit.rehearsed()})

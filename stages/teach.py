@@ -8,11 +8,12 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadData, BadRecipe
 from pipeline.stage import Job, Made, Stage
 from stages.chance import seed_of
+from stages.kd import Pair
 from stages.kd._terms import Terms
 from stages.loop import fit
 from stages.models import Model, open_model
 from stages.samples import open_samples
-from stages.weights import Weights, save_checkpoint
+from stages.weights import Weights, read_safetensors, save_checkpoint
 
 
 def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
@@ -28,7 +29,8 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     student, model = start(stage.model, len(classes), settings.seed, stage.init, job)
     master = open_model(teacher) if teacher else None
     losses, widths = (stage.losses, master.widths) if teacher else ((), {})
-    terms = Terms(stage.task, losses, student.widths, widths, len(classes), seed_of(settings.seed, "kd"))
+    pair = Pair(student.widths, widths, len(classes), text_of(inputs.get("text"), data))
+    terms = Terms(stage.task, losses, pair, seed_of(settings.seed, "kd"))
     done = fit(student, terms, train, val, settings, job, master, model.head_keys)
     if done.publishes:
         save_checkpoint(job.out, done.weights)
@@ -49,13 +51,21 @@ def start(model: Model, classes: int, seed: int, init: Weights | None, job: Job)
     return student, model
 
 
-def require_same_classes(teacher: Artifact, data: Artifact) -> None:
-    theirs, ours = teacher.facts["classes"], data.facts["classes"]
+def text_of(matrix: Artifact | None, data: Artifact) -> torch.Tensor | None:
+    """(C, D): a unit vector of language per class of the data."""
+    if matrix is None:
+        return None
+    require_same_classes(matrix, data)
+    return read_safetensors(matrix.file("text.safetensors"))["text"]
+
+
+def require_same_classes(theirs_from: Artifact, data: Artifact) -> None:
+    theirs, ours = theirs_from.facts["classes"], data.facts["classes"]
     if theirs != ours:
         raise BadData(
-            f"{teacher.name} knows {len(theirs)} classes and {data.name} has {len(ours)}: they must be the same, in the same order.\n"
-            f"  {teacher.name}: {_listed(theirs)}\n  {data.name}: {_listed(ours)}\n"
-            "Train or load the teacher on this data, or give the data the teacher's class table."
+            f"{theirs_from.name} knows {len(theirs)} classes and {data.name} has {len(ours)}: they must be the same, in the same order.\n"
+            f"  {theirs_from.name}: {_listed(theirs)}\n  {data.name}: {_listed(ours)}\n"
+            "Make it from this data, or give the data the same class table."
         )
 
 

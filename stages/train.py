@@ -8,8 +8,10 @@ from pipeline.artifact import Artifact
 from pipeline.stage import Dataset, Job, Made, Stage
 from stages.fit import Fit
 from stages.kd import TABLE as KD
+from stages.kd import Method
 from stages.kd.ce import Ce
 from stages.models import TABLE as MODELS
+from stages.models import Model
 from stages.weights import Weights
 
 
@@ -31,7 +33,7 @@ class Train(Stage):
         return self.fit.environment()
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        return misfits(self, earlier)
+        return misfits(self, earlier) + unmet(("task",), self.task, self.model)
 
     def rehearsed(self) -> Self:
         return self.model_copy(update={"fit": self.fit.rehearsed()})
@@ -57,3 +59,18 @@ def misfits(stage, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
     if stage.fit.crop is None and not isinstance(size, tuple):
         return []
     return [(("fit", *path), text) for path, text in stage.fit.misfits(size, stage.model.multiple)]
+
+
+def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = None, text: str | None = None) -> list[tuple[tuple, str]]:
+    """What a method needs and would not find, each with the way out. `teacher` is None where nobody teaches."""
+    if method.needs_teacher and teacher is None:
+        return [(where, f"{method.kind} learns from a teacher: use it in a stage of kind distill, or write {{kind: ce}} here")]
+    nets = {"student": student, "teacher": teacher}
+    missing = [need for need in method.needs() if need.tap not in nets[need.net].taps()]
+    found = [
+        (where, f"{method.kind} needs {tap} of the {net}, and {nets[net].kind} as set here has none: {otherwise}")
+        for net, tap, otherwise in missing
+    ]
+    if method.needs_text and text is None:
+        found.append((where, f"{method.kind} needs a vector of language per class: add a stage of kind embed, and name it here as text"))
+    return found

@@ -1,12 +1,15 @@
 """What every loss of one training step sees: the taps of both networks, the labels, and maps that are computed once for all."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kernels.label_histogram import cell_sizes, label_histogram
 from kernels.upsample_ce_kl import upsample_ce_kl
+from kernels.upsample_confidence import Sureness, upsample_confidence
 
 IGNORE = 255
 
@@ -30,8 +33,9 @@ class Step:
         self.labels = labels  # (B, H, W) uint8, ignore 255
         self.progress = progress  # 0 at the first step, just below 1 at the last
         self.align_corners = align_corners  # how the student's logits come to the labels' grid
-        self._teacher_align = align_corners if teacher_align_corners is None else teacher_align_corners
+        self.teacher_align_corners = align_corners if teacher_align_corners is None else teacher_align_corners
         self._kl_of = {temperature: None for name, temperature in sorted(maps) if name == "kl"}
+        self._made: dict[tuple, Any] = {}  # what several methods may ask for, by what was asked
 
     @cached_property
     def valid(self) -> Tensor:
@@ -66,16 +70,40 @@ class Step:
             self._kl_of[temperature] = self._maps(temperature).kl
         return self._kl_of[temperature]
 
+    @cached_property
     def aux_ce(self) -> Tensor:
         """(B, H, W): cross-entropy of the student's auxiliary head."""
         return upsample_ce_kl(self.student["aux"], None, self.labels, align_corners=self.align_corners, ignore=IGNORE).ce
+
+    def sureness(self, net: str, tap: str = "logits") -> Sureness:
+        """How sure the "student" or the "teacher" is of each label pixel, by its logits or its auxiliary ones; constants."""
+        taps, align = (self.student, self.align_corners) if net == "student" else (self.teacher, self.teacher_align_corners)
+        return self._once(("sureness", net, tap), lambda: upsample_confidence(taps[tap], self.labels, align_corners=align, ignore=IGNORE))
+
+    def labels_at(self, size: tuple[int, int]) -> Tensor:
+        """(B, h, w) uint8: the label in the middle of each cell of a smaller grid."""
+        return self._once(("labels", *size), lambda: interpolate(self.labels[:, None], tuple(size), mode="nearest-exact")[:, 0])
+
+    def histogram(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """How many label pixels of each class lie in each cell of a smaller grid, (B, C, h, w), and how many lie there at all, (h, w)."""
+
+        def make():
+            counts = label_histogram(self.labels, self.student["logits"].shape[1], tuple(size), ignore=IGNORE)
+            return counts, cell_sizes(tuple(size), tuple(self.labels.shape[-2:]), self.labels.device)
+
+        return self._once(("histogram", *size), make)
+
+    def _once(self, asked: tuple, make: Callable[[], Any]) -> Any:
+        if asked not in self._made:
+            self._made[asked] = make()
+        return self._made[asked]
 
     def _maps(self, temperature: float | None):
         teacher = None
         if temperature is not None:
             teacher = self.teacher["logits"]
-            if self._teacher_align != self.align_corners:  # the kernel knows one rule: bring the teacher to the labels by its own
-                teacher = interpolate(teacher.float(), self.labels.shape[-2:], mode="bilinear", align_corners=self._teacher_align)
+            if self.teacher_align_corners != self.align_corners:  # the kernel knows one rule: bring the teacher to the labels by its own
+                teacher = interpolate(teacher.float(), self.labels.shape[-2:], mode="bilinear", align_corners=self.teacher_align_corners)
         return upsample_ce_kl(
             self.student["logits"],
             teacher,
@@ -84,10 +112,3 @@ class Step:
             align_corners=self.align_corners,
             ignore=IGNORE,
         )
-
-
-def same_grid(student: Tensor, teacher: Tensor, align_corners: bool = False) -> Tensor:
-    """The one place where a student's map (B, C, h, w) is brought to the size of the teacher's, which stays as it is."""
-    if student.shape[-2:] == teacher.shape[-2:]:
-        return student
-    return interpolate(student, teacher.shape[-2:], mode="bilinear", align_corners=align_corners)

@@ -30,6 +30,10 @@ class Model(Row):
     multiple: ClassVar[int] = 32  # image height and width must be multiples of this
     head_keys: ClassVar[tuple[str, ...]] = ()  # prefixes of the head's weights: a pretrained start may lack them
 
+    def taps(self) -> set[str]:
+        """The maps it returns, as far as settings tell: a recipe is checked against them before anything runs."""
+        return {"logits", "head", *LEVELS}
+
     def build(self, classes: int) -> "nn.Module":
         """The network with fresh weights, drawn from torch's global generator: the caller seeds it."""
         raise TypeError(f"{type(self).__name__} does not define build()")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stages.fit import Fit
-from stages.kd import TABLE
+from stages.kd import TABLE, Pair
 from stages.kd._terms import Terms
 from stages.loop import fit
 
@@ -96,7 +96,7 @@ def rows(*kinds):
 
 
 def terms_of(*losses) -> Terms:
-    return Terms(*rows({"kind": "ce"}), rows(*losses), Net.widths, Net.widths, CLASSES, 0)
+    return Terms(*rows({"kind": "ce"}), rows(*losses), Pair(Net.widths, Net.widths, CLASSES), 0)
 
 
 def trained(folder, fit_settings=None, losses=(), teacher=None, train=None, val=None, stop_at=None, **net):

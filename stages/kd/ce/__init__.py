@@ -4,17 +4,17 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from stages.kd import Method
+from stages.kd import Task
 
 
-class Ce(Method):
+class Ce(Task):
     kind: Literal["ce"]
     version: ClassVar[int] = 2
-    role: ClassVar[str] = "task"
+    needs_teacher: ClassVar[bool] = False
 
     aux_weight: float = Field(0.4, ge=0, description="Weight of the same loss on the student's auxiliary head, where it has one.")
 
-    def build(self, student, teacher, classes):
+    def build(self, pair):
         from .loss import CrossEntropy
 
-        return CrossEntropy(self.aux_weight if "aux" in student else 0.0)
+        return CrossEntropy(self.aux_weight if "aux" in pair.student else 0.0)

@@ -11,5 +11,5 @@ class CrossEntropy(nn.Module):
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         terms = {"ce": (step.ce.sum() / step.count, 1.0)}  # the maps are 0 where there is no label
         if self.aux_weight:
-            terms["aux"] = (step.aux_ce().sum() / step.count, self.aux_weight)
+            terms["aux"] = (step.aux_ce.sum() / step.count, self.aux_weight)
         return terms

@@ -8,17 +8,17 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from stages.kd import Method
+from stages.kd import Loss
 
 
-class Cwd(Method):
+class Cwd(Loss):
     kind: Literal["cwd"]
     version: ClassVar[int] = 2
 
     weight: float = Field(3.0, gt=0, description="Factor of the term beside the task loss; 3 is usual for CNNs, 0.3 for SegFormer.")
     temperature: float = Field(4.0, gt=0, description="Softens both maps (no unit); the term is multiplied by its square.")
 
-    def build(self, student, teacher, classes):
+    def build(self, pair):
         from .loss import ChannelWise
 
         return ChannelWise(self.weight, self.temperature)

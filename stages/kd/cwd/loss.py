@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from kernels.channel_kl import channel_kl
-from stages.kd._step import same_grid
+from stages.kd._meet import same_grid
 
 
 class ChannelWise(nn.Module):
@@ -12,7 +12,6 @@ class ChannelWise(nn.Module):
         self.weight, self.temperature = weight, temperature
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
-        teacher = step.teacher["logits"]
-        student = same_grid(step.student["logits"], teacher, step.align_corners)
+        student, teacher = same_grid(step.student["logits"], step.teacher["logits"], step.align_corners)
         kl = channel_kl(student, teacher, temperature=self.temperature)  # (B, C)
         return {"cwd": (self.temperature**2 * kl.mean(), self.weight)}

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from stages.kd import Method
+from stages.kd import Loss
 
 
-class Pixel(Method):
+class Pixel(Loss):
     kind: Literal["pixel"]
     version: ClassVar[int] = 2
 
@@ -29,7 +29,7 @@ class Pixel(Method):
     def maps(self):
         return {("kl", self.temperature)} if self.at == "labels" else set()
 
-    def build(self, student, teacher, classes):
+    def build(self, pair):
         from .loss import AtLabels, AtLogits
 
         return (AtLabels if self.at == "labels" else AtLogits)(self.weight, self.temperature)

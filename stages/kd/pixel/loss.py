@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from kernels.pixel_kl import pixel_kl
-from stages.kd._step import same_grid
+from stages.kd._meet import same_grid
 
 
 class AtLabels(nn.Module):
@@ -21,7 +21,6 @@ class AtLogits(nn.Module):
         self.weight, self.temperature = weight, temperature
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
-        teacher = step.teacher["logits"].float()
-        student = same_grid(step.student["logits"].float(), teacher, step.align_corners)
+        student, teacher = same_grid(step.student["logits"], step.teacher["logits"], step.align_corners)
         kl = pixel_kl(student, teacher, temperature=self.temperature).kl  # (B, h, w)
         return {"pixel": (self.temperature**2 * kl.mean(), self.weight)}

@@ -1,0 +1,22 @@
+"""Where student and teacher come together: maps of different strides on one grid, features of different widths in one space."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+def on_grid(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """(B, C, h, w) brought to another size, bilinearly and in float32 at least."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return maps if maps.shape[-2:] == tuple(size) else interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def same_grid(student: Tensor, teacher: Tensor, align_corners: bool = False) -> tuple[Tensor, Tensor]:
+    """Both in float32 on the teacher's grid, which is where losses meet unless their paper says otherwise."""
+    size = tuple(teacher.shape[-2:])
+    return on_grid(student, size, align_corners), on_grid(teacher, size)
+
+
+def projector(given: int, wanted: int) -> nn.Module:
+    """Features (B, given, h, w) to the other network's width: a 1x1 convolution without bias, nothing where the widths agree."""
+    return nn.Identity() if given == wanted else nn.Conv2d(given, wanted, 1, bias=False)

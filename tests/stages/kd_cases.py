@@ -1,0 +1,61 @@
+"""What the contract of stages/kd is checked with: settings that take every path through every row, and what may be asked of each."""
+
+import torch
+
+from stages.kd import TABLE, Pair
+from stages.kd._step import Step
+
+B, C, D = 2, 5, 7  # images, classes, width of the language
+STUDENT = {"logits": C, "aux": C, "head": 6, "c1": 4, "c2": 6, "c3": 8, "c4": 10}
+TEACHER = {"logits": C, "aux": C, "head": 8, "c1": 4, "c2": 8, "c3": 10, "c4": 12}
+STRIDES = {"logits": 4, "aux": 8, "head": 4, "c1": 4, "c2": 8, "c3": 16, "c4": 32}
+
+# Every row with its defaults, and the settings that take another path through it.
+VARIED = [{"kind": name} for name in TABLE.names()] + [
+    # pixel
+    {"kind": "pixel", "at": "logits", "temperature": 2.0, "weight": 0.5},
+    {"kind": "pixel", "temperature": 4.0},
+]
+
+# Kinds for which a general statement does not hold, each with the reason.
+DRAWS = {}  # draw random numbers, so that the order of images matters: tested with their own means
+SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to learn; others aim elsewhere, or look through random projectors
+POINTWISE = ("ce", "pixel", "cwd")  # pixels may trade places, in all maps alike; others look at neighbours
+OVER_THE_BATCH = {}  # the loss of a batch is not the mean of those of its halves
+
+
+def row_of(settings):
+    return TABLE.row(settings["kind"]).model_validate(settings)
+
+
+def language() -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(C, D, generator=torch.Generator().manual_seed(9)), dim=1)
+
+
+def pair(student=STUDENT, teacher=TEACHER) -> Pair:
+    return Pair(student, teacher, C, language())
+
+
+def built(settings, student=STUDENT, teacher=TEACHER, seed=3):
+    row = row_of(settings)
+    torch.manual_seed(seed)
+    return row, row.build(pair(student, teacher))
+
+
+def taps(seed: int, widths=STUDENT, size=(32, 48), b=B) -> dict[str, torch.Tensor]:
+    """Features after a ReLU, logits of both signs; `size` is that of the logits, a quarter of the labels'."""
+    g = torch.Generator().manual_seed(seed)
+    made = {n: torch.randn(b, w, *(max(1, side * 4 // STRIDES[n]) for side in size), generator=g) for n, w in widths.items()}
+    return {n: v if n in ("logits", "aux") else v.relu() for n, v in made.items()}
+
+
+def labels(seed: int = 0, size=(128, 192), b=B) -> torch.Tensor:
+    """Patches of 8 pixels, each with a class, or ignored."""
+    g = torch.Generator().manual_seed(seed)
+    small = torch.randint(0, C, (b, -(-size[0] // 8), -(-size[1] // 8)), generator=g, dtype=torch.uint8)
+    small[torch.rand(small.shape, generator=g) < 0.15] = 255
+    return small.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, : size[0], : size[1]].contiguous()
+
+
+def step_for(row, student, teacher, y=None, progress=0.5, **more) -> Step:
+    return Step(student, teacher, labels() if y is None else y, maps=row.maps(), progress=progress, **more)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import finding, room, upkeep
+from . import finding, fleet, room, starter, upkeep
 from .errors import BadRecipe, Missing, Stillhouse
 from .store import Store
 
@@ -170,25 +170,6 @@ def doctor(asked: argparse.Namespace, parts: Parts) -> int:
     return examine(asked.store, parts)
 
 
-def init(asked: argparse.Namespace, parts: Parts) -> None:
-    """Writes a commented starter recipe from a few questions, or from --answer key=value."""
-    from .starter import QUESTIONS, starter
-
-    if asked.recipe.exists():
-        raise BadRecipe(f"{asked.recipe} exists already: choose another name")
-    given = dict(pair.partition("=")[::2] for pair in asked.answer)
-    if unknown := given.keys() - {key for key, *_ in QUESTIONS}:
-        raise BadRecipe(f"no question is called {', '.join(sorted(unknown))}; there are: {', '.join(key for key, *_ in QUESTIONS)}")
-    answers = {"name": asked.recipe.stem}
-    for key, question, default, choices in QUESTIONS:
-        default = answers.get(key, default)
-        answers[key] = given[key] if key in given else _ask(question, default, choices)
-    text = starter(**answers)
-    asked.recipe.parent.mkdir(parents=True, exist_ok=True)
-    asked.recipe.write_text(text, encoding="utf-8")
-    print(f"wrote {asked.recipe}\nnext:  python -m pipeline check {asked.recipe}\nthen:  python -m pipeline run {asked.recipe}")
-
-
 # -- running
 
 
@@ -276,21 +257,26 @@ def _keep_logs(store: Store, run_name: str, out: Path) -> None:
 
 
 def _recipe(asked: argparse.Namespace, parts: Parts) -> Any:
-    """The recipe with its overrides. A recipe with a `cpu` profile is written for a device: without one it is that profile or nothing."""
+    """The recipe with its overrides."""
     from .recipe import read
 
-    profile = asked.profile
-    undecided = profile in ("auto", "none") and not parts.has_device()
-    if undecided and "cpu" in read(asked.recipe, parts.kinds, profile="none", sets=()).profiles:
-        if profile == "none" and asked.command is run:
-            raise Missing(
-                f"{asked.recipe} without a profile needs a CUDA device, and none was found: without --profile it takes profile cpu"
-            )
-        if profile == "auto":
-            profile = "cpu"
-            if asked.command is run:
-                print("no CUDA device found: taking profile cpu (with --profile none this would be an error)")
-    return read(asked.recipe, parts.kinds, profile="none" if profile == "auto" else profile, sets=asked.set)
+    return read(asked.recipe, parts.kinds, profile=profile_for(asked, parts, asked.recipe), sets=asked.set)
+
+
+def profile_for(asked: argparse.Namespace, parts: Parts, file: Path) -> str:
+    """A recipe with a `cpu` profile is written for a device: without one it is that profile or nothing."""
+    from .recipe import read
+
+    running = asked.command in (run, fleet.sweep)
+    if asked.profile not in ("auto", "none") or parts.has_device() or "cpu" not in read(file, parts.kinds).profiles:
+        return "none" if asked.profile == "auto" else asked.profile
+    if asked.profile == "auto":
+        if running:
+            print("no CUDA device found: taking profile cpu (with --profile none this would be an error)")
+        return "cpu"
+    if running:
+        raise Missing(f"{file} without a profile needs a CUDA device, and none was found: without --profile it takes profile cpu")
+    return "none"
 
 
 # -- finding
@@ -307,17 +293,6 @@ def _explain(name: str, steps: dict[str, Any], indent: str) -> None:
     for source in (n for names in step.inputs.values() for n in names):
         if steps[source].artifact is None:
             _explain(source, steps, indent + "  ")
-
-
-def _ask(question: str, default: str, choices: tuple[str, ...] | None) -> str:
-    if not sys.stdin.isatty():
-        return default
-    hint = f" ({'/'.join(choices)})" if choices else ""
-    while True:
-        answer = input(f"{question}{hint} [{default}]: ").strip() or default
-        if not choices or answer in choices:
-            return answer
-        print(f"please one of {', '.join(choices)}")
 
 
 def _figure(value: Any) -> str:
@@ -339,6 +314,7 @@ class Parser(argparse.ArgumentParser):
 
 COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (run, ("recipe", "--set", "--profile", "--out", "--rehearse", "--no-wait", "--allow-network-fs")),
+    (fleet.sweep, ("file", "--set", "--profile", "--out", "--jobs", "--allow-network-fs")),
     (check, ("recipe", "--set")),
     (plan, ("recipe", "--set", "--profile")),
     (why, ("stage", "recipe?", "--set", "--profile")),
@@ -348,7 +324,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (report, ("run?", "--out")),
     (schema, ()),
     (doctor, ()),
-    (init, ("recipe", "--answer")),
+    (starter.init, ("recipe", "--answer")),
 )
 STORE: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (upkeep.fsck, ("--subset", "--repair", "--allow-network-fs")),
@@ -362,6 +338,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {"type": Path, "default": Path("runs"), "metavar": "DIR", "help": "where pages and bundles are written (runs)"},
     "--store": {"type": Path, "default": Path(".stillhouse"), "metavar": "DIR", "help": "where artifacts live (.stillhouse)"},
     "--rehearse": {"action": "store_true", "help": "only try every stage with 2 steps and 4 images, keep nothing"},
+    "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "how many runs at a time (1)"},
     "--no-wait": {"action": "store_true", "help": "give up (exit 8) where another run is making the same artifact"},
     "--allow-network-fs": {"action": "store_true", "help": "accept a store on a network file system, with what it lacks"},
     "--answer": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "answers a question beforehand"},
@@ -395,5 +372,5 @@ def _add(commands: Any, table: tuple[tuple[Callable[..., Any], tuple[str, ...]],
                 one.add_argument(name, **OPTIONS[name])
             else:
                 bare = name.rstrip("?")
-                kind = Path if bare == "recipe" else str
+                kind = Path if bare in ("recipe", "file") else str
                 one.add_argument(bare, type=kind, nargs="?" if name.endswith("?") else None, metavar=bare.upper())

@@ -1,9 +1,12 @@
 """Writes the first recipe of a newcomer: complete, runnable, and explained line by line."""
 
+import argparse
 import json
 import re
+import sys
 from typing import Any
 
+from .errors import BadRecipe
 from .problems import Problem, listed, meant, shown, together
 
 SEGFORMERS = ("b0", "b1", "b2", "b3", "b4", "b5")
@@ -22,6 +25,23 @@ QUESTIONS: list[tuple[str, str, str, tuple[str, ...] | None]] = [  # key, questi
 
 CODE = 48  # column where comments begin, unless the code is longer
 TRAINED = ("teacher", "baseline", "student")
+
+
+def init(asked: argparse.Namespace, parts: Any) -> None:
+    """Writes a commented starter recipe from a few questions, or from --answer key=value."""
+    if asked.recipe.exists():
+        raise BadRecipe(f"{asked.recipe} exists already: choose another name")
+    given = dict(pair.partition("=")[::2] for pair in asked.answer)
+    if unknown := given.keys() - {key for key, *_ in QUESTIONS}:
+        raise BadRecipe(f"no question is called {', '.join(sorted(unknown))}; there are: {', '.join(key for key, *_ in QUESTIONS)}")
+    answers = {"name": asked.recipe.stem}
+    for key, question, default, choices in QUESTIONS:
+        default = answers.get(key, default)
+        answers[key] = given[key] if key in given else _ask(question, default, choices)
+    text = starter(**answers)
+    asked.recipe.parent.mkdir(parents=True, exist_ok=True)
+    asked.recipe.write_text(text, encoding="utf-8")
+    print(f"wrote {asked.recipe}\nnext:  python -m pipeline check {asked.recipe}\nthen:  python -m pipeline run {asked.recipe}")
 
 
 def starter(**answers: Any) -> str:
@@ -227,6 +247,17 @@ def _text(value: Any) -> str:
     value = str(value)
     plain = re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.A) and value not in ("true", "false", "null")
     return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _ask(question: str, default: str, choices: tuple[str, ...] | None) -> str:
+    if not sys.stdin.isatty():
+        return default
+    hint = f" ({'/'.join(choices)})" if choices else ""
+    while True:
+        answer = input(f"{question}{hint} [{default}]: ").strip() or default
+        if not choices or answer in choices:
+            return answer
+        print(f"please one of {', '.join(choices)}")
 
 
 def _line(code: str, comment: str) -> str:

@@ -26,7 +26,7 @@ def fsck(asked: argparse.Namespace, parts: Any) -> None:
 
 def gc(asked: argparse.Namespace, parts: Any) -> None:
     """Frees what no run and no pin needs; with --keep N only the newest N runs of each recipe count."""
-    from .sweep import sweep
+    from .gc import sweep
 
     store = _opened(asked)
     if asked.keep is not None and asked.keep < 0:
@@ -61,7 +61,7 @@ def pin(asked: argparse.Namespace, parts: Any) -> None:
 
 def size(asked: argparse.Namespace, parts: Any) -> None:
     """How much space what takes: artifacts by kind, training state, quarantine, and what the disk has left."""
-    from .sweep import on_disk
+    from .gc import on_disk
 
     store = _opened(asked)
     kinds: dict[str, list[int]] = {}

@@ -27,8 +27,9 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     train = open_samples(data, "train")
     val = open_samples(data, "val") if data.facts["splits"].get("val") else None
     student, model = start(stage.model, len(classes), settings.seed, stage.init, job)
-    master = open_model(teacher) if teacher else None
-    losses, widths = (stage.losses, master.widths) if teacher else ((), {})
+    losses = stage.losses if teacher else ()
+    master = open_model(teacher) if any(row.needs_teacher for row in (stage.task, *losses)) else None  # else it would run for nothing
+    widths = master.widths if master else {}
     pair = Pair(student.widths, widths, len(classes), text_of(inputs.get("text"), data))
     terms = Terms(stage.task, losses, pair, seed_of(settings.seed, "kd"))
     done = fit(student, terms, train, val, settings, job, master, model.head_keys)

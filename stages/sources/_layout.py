@@ -26,6 +26,7 @@ class Layout:
     splits: tuple[str, ...]
     lists: str | None = None  # pattern of a text file with one stem per line; without it, every file that matches
     tables: tuple[str, ...] = ()  # further files that are read, relative to the root or absolute
+    held_out: str | None = None  # pairs of the train split whose name begins so become the val split, which is then not in `splits`
 
     def home(self) -> Path:
         """The root without symbolic links; BadData if there is no such folder."""
@@ -53,9 +54,20 @@ class Layout:
         """The pairs of each split in the order of its list, or sorted; what cannot be paired goes to `problems`."""
         home = self.home()
         found = {split: self.pair(home, split, problems) for split in self.splits}
+        if self.held_out:
+            found |= self.parted(found["train"], problems)
         tell_shared(found, problems)
         tell_alike(found, problems)
         return found
+
+    def parted(self, pairs: list[Pair], problems: Problems) -> dict[str, list[Pair]]:
+        held = [pair for pair in pairs if pair[0].startswith(self.held_out)]
+        rest = [pair for pair in pairs if not pair[0].startswith(self.held_out)]
+        if not held or not rest:
+            begins = sorted({re.match(r"[^_]*", pair[0])[0] for pair in pairs})
+            fault = Fault(f"{len(held)} of {len(pairs)} pictures begin with {self.held_out}", f"name one of {', '.join(begins[:8])}")
+            problems.add(self.lists or self.images, fault)
+        return {"train": rest, "val": held}
 
     def pair(self, home: Path, split: str, problems: Problems) -> list[Pair]:
         links = None if self.lists else problems  # what a list does not name may lie anywhere

@@ -15,10 +15,16 @@ class Camvid(Source):
     kind: Literal["camvid"] = "camvid"
     version: ClassVar[int] = 2
     root: str = Field(description="The folder with train.txt, val.txt, test.txt, classes.json and a folder per split.")
+    tune_split: str | None = Field(
+        None,
+        min_length=1,
+        description="A drive of the train split, such as 0006R0, that becomes val: for tuning; the written val and test then stay away.",
+    )
 
     def layout(self) -> Layout:
-        splits = ("train", "val", "test")
-        return Layout(self.root, "{split}/images/{stem}.jpg", "{split}/labels/{stem}.png", splits, "{split}.txt", (TABLE_FILE,))
+        splits = ("train",) if self.tune_split else ("train", "val", "test")
+        images, labels = "{split}/images/{stem}.jpg", "{split}/labels/{stem}.png"
+        return Layout(self.root, images, labels, splits, "{split}.txt", (TABLE_FILE,), self.tune_split)
 
     def outside(self) -> dict[str, str]:
         return self.layout().outside()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pipeline import limits, locks
 from pipeline.fsck import examine
+from pipeline.gc import sweep
 from pipeline.keys import digest
 from pipeline.pins import pin
 from pipeline.store import Store
-from pipeline.sweep import sweep
 
 CONTENTS = 6  # different artifacts; many keys lead to the same one
 KEYS = 12

@@ -17,7 +17,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parent))
 import disk
 
-from pipeline import fsck, pins, sweep
+from pipeline import fsck, gc, pins
 from pipeline import store as store_module
 from pipeline.keys import digest
 from pipeline.store import Damaged, Store
@@ -267,7 +267,7 @@ def _store_story(recorder: disk.Recorder) -> None:
     recorder.mark("aside", _stage(recorder, store, third, F))
 
     recorder.mark("swept", (E, second))
-    swept = sweep.sweep(store, keep=1)
+    swept = gc.sweep(store, keep=1)
     assert swept.runs == [second] and store.find(E) is None, f"the sweep took {swept}"
     _stage(recorder, store, third, E)
     store.state(B)

@@ -138,7 +138,7 @@ FROM_ELSEWHERE = [
 ALONE = [
     M(
         "a sweep goes on beside a journal it cannot read",
-        "pipeline/sweep.py",
+        "pipeline/gc.py",
         "if bad := store.journal(run).damaged():",
         "if bad := []:",
         UPKEEP + "::test_a_damaged_journal_stops_gc_as_long_as_its_run_counts",

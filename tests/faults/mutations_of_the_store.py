@@ -3,7 +3,7 @@
 from mutation import LOOKS, POWER, RUNNER, SECRETS, STATE, STORE, UPKEEP, M
 
 FSOPS, STORING, STATES = "pipeline/fsops.py", "pipeline/store.py", "stages/state.py"
-JOURNAL, FSCK, SWEEP, PINS, RUNS = "pipeline/journal.py", "pipeline/fsck.py", "pipeline/sweep.py", "pipeline/pins.py", "pipeline/runner.py"
+JOURNAL, FSCK, SWEEP, PINS, RUNS = "pipeline/journal.py", "pipeline/fsck.py", "pipeline/gc.py", "pipeline/pins.py", "pipeline/runner.py"
 IN_PLACE = "Path.write_bytes("
 COPYING = '__import__("shutil").copytree('
 WRITTEN = "_write_all(fd, data)\n        os.fsync(fd)"

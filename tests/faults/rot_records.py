@@ -9,9 +9,9 @@ from rot import bounded, copy, during, each_byte, flip, flipped, image, instead,
 from pipeline.artifact import KINDS
 from pipeline.errors import BadStore
 from pipeline.fsck import examine
+from pipeline.gc import sweep
 from pipeline.pins import pinned
 from pipeline.store import Store
-from pipeline.sweep import sweep
 
 KIND = "Engine"  # whose records are spoilt
 RECORDS = ("ref", "key", "pin", "journal", "store.json")

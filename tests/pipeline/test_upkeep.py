@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import locks
+from pipeline.gc import sweep
 from pipeline.store import Store
-from pipeline.sweep import sweep
 from tests.pipeline.toy_place import Place, wait_for
 
 

@@ -333,6 +333,18 @@ def test_hf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         made(tmp_path, settings)
 
 
+def test_for_tuning_a_drive_of_the_train_split_becomes_val_and_the_written_val_and_test_stay_away(tmp_path):
+    settings = camvid_example(tmp_path)
+    artifact = made(tmp_path, settings | {"tune_split": "b"})
+    splits = artifact.json("index.json")
+    assert {split: [entry["image"] for entry in entries] for split, entries in splits.items()} == {
+        "train": ["train/images/a.jpg"],
+        "val": ["train/images/b.jpg"],
+    }
+    with pytest.raises(BadData, match=r"0 of 2 pictures begin with 0016E5: name one of a, b"):
+        made(tmp_path, settings | {"tune_split": "0016E5"}, "again")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

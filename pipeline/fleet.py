@@ -1,0 +1,157 @@
+"""Runs every variant of a sweep, several at a time where asked, and tells their figures in one table.
+
+A variant is an ordinary run: stages that variants share are made once, for the store knows them, and what was stopped goes on with
+the same command. Each runs in a process of its own, which writes to a log and dies with this one.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import finding, limits
+from .errors import BadRecipe, GateFailed, Stopped
+from .store import Store
+
+LOOK = 0.2  # seconds between two looks at the processes
+
+
+def sweep(asked: argparse.Namespace, parts: Any) -> int:
+    """Runs every combination of a sweep file's axes, sharing what they share, and writes a table of their figures to OUT/<sweep>/."""
+    from . import axes
+    from .cli import profile_for
+
+    if asked.jobs < 1:
+        raise BadRecipe(f"--jobs {asked.jobs}: a number of runs at a time from 1 on was expected")
+    chosen = axes.read(asked.file, parts.kinds, profile_for=lambda recipe: profile_for(asked, parts, recipe), sets=asked.set)
+    Store(asked.store, asked.allow_network_fs).prepare()
+    folder = asked.out / chosen.name
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{chosen.name}: {len(chosen.variants)} runs, {asked.jobs} at a time; logs in {folder}")
+    done = Fleet(chosen.variants, folder, asked, parts).run()
+    table = _table(chosen, done, Store(asked.store), parts, folder)
+    print(table)
+    failed = [variant.name for variant in chosen.variants if done[variant.name] not in (0, GateFailed.code)]
+    if not failed:
+        return 0
+    print(f"{len(failed)} of {len(chosen.variants)} runs did not end well, the first is {failed[0]}: see its log", file=sys.stderr)
+    return done[failed[0]]
+
+
+@dataclass
+class Fleet:
+    """The runs at work."""
+
+    variants: list[Any]
+    folder: Path
+    asked: argparse.Namespace
+    parts: Any
+    ended: dict[str, int] = field(default_factory=dict)  # name -> exit code
+    signals: list[int] = field(default_factory=list)
+
+    def run(self) -> dict[str, int]:
+        """{name: exit code} of all; Stopped if somebody asked for it."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.working: dict[str, tuple[Any, float]] = {}  # name -> its process, and when it began
+        waiting = list(self.variants)
+        try:
+            while self.working or (waiting and not self.signals):
+                while waiting and len(self.working) < self.asked.jobs and not self.signals:
+                    self._start(waiting.pop(0))
+                time.sleep(LOOK)
+                self._collect()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.signals:
+            raise Stopped(f"stopped with {len(self.ended)} of {len(self.variants)} runs ended; the same command goes on", self.signals[0])
+        return self.ended
+
+    def _start(self, variant: Any) -> None:
+        from multiprocessing import get_context
+
+        # Forked, so that it has the same parts as this process, which holds no threads and nothing of machine learning.
+        process = get_context("fork").Process(target=_one, args=(variant, self.folder, self.asked, self.parts, os.getpid()))
+        process.start()
+        self.working[variant.name] = (process, time.monotonic())
+
+    def _collect(self) -> None:
+        for name, (process, began) in list(self.working.items()):
+            if process.exitcode is not None:
+                process.join()
+                del self.working[name]
+                self.ended[name] = code = process.exitcode
+                how = {0: "done", GateFailed.code: "done, gate failed"}.get(code, f"exit {code}")
+                print(f"  [{len(self.ended)}/{len(self.variants)}] {name}: {how}, {time.monotonic() - began:.0f} s", flush=True)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """Passed on: the first asks every run to save its state, the second ends them."""
+        self.signals.append(number)
+        for process, _ in self.working.values():
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+
+def _one(variant: Any, folder: Path, asked: argparse.Namespace, parts: Any, parent: int) -> None:
+    """The process of one run. A session of its own: Ctrl-C at the terminal reaches it through its parent alone, and once."""
+    from . import cli
+
+    os.setsid()
+    limits.die_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with open(folder / f"{variant.name}.log", "a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sys.stdout = sys.stderr = log
+        recipe = variant.recipe
+        words = ["run", str(recipe.path), "--profile", recipe.profile or "none", "--store", str(asked.store), "--out", str(asked.out)]
+        words += ["--allow-network-fs"] if asked.allow_network_fs else []
+        code = cli.main([*words, *(w for text in recipe.sets for w in ("--set", text))], parts)
+        log.flush()
+    os._exit(code)
+
+
+def _table(chosen: Any, done: dict[str, int], store: Store, parts: Any, folder: Path) -> str:
+    """Written as table.md and results.json; returned as text."""
+    results = [_result(variant, done.get(variant.name), store) for variant in chosen.variants]
+    known = {path for result in results for path in result["figures"]}
+    if unknown := [path for path in chosen.figures if known and path not in known]:
+        raise BadRecipe(f"no run has a figure {unknown[0]!r}{finding.meant(unknown[0], sorted(known))}")
+    machine = parts.machine()
+    for result in results:
+        result["figures"] = {path: result["figures"].get(path) for path in chosen.figures}
+    (folder / "results.json").write_text(json.dumps({"sweep": chosen.name, "machine": machine, "results": results}, indent=1) + "\n")
+    axes = list(chosen.variants[0].values)
+    rows = [[*axes, *chosen.figures]]
+    rows += [[*r["values"].values(), *(_shown(r["figures"][path]) for path in chosen.figures)] for r in results]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:
+    from .report import figures
+
+    runs = store.runs(variant.name)
+    stages = finding.stages(store, runs[-1]) if runs else {}
+    found = figures(store, stages)
+    for name, entry in stages.items():
+        if artifact := store.find(entry["key"], name):
+            found |= {f"{name}.{key}": value for key, value in artifact.beside.items() if isinstance(value, int | float)}
+    return {
+        "values": variant.values,
+        "run": runs[-1] if runs else None,
+        "exit": code,
+        "artifacts": {name: entry["id"] for name, entry in stages.items()},
+        "figures": found,
+    }
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

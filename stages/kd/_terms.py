@@ -29,6 +29,10 @@ class Terms(nn.Module):
         A loss that is off by its schedule is computed all the same, and counts 0: curves keep their names, and processes that
         wait for each other's gradients the same weights.
         """
+        with torch.autocast(step.labels.device.type, enabled=False):  # losses are computed in float32, whatever the networks are in
+            return self._weighted(step)
+
+    def _weighted(self, step: Step) -> tuple[dict[str, Tensor], set[str]]:
         terms, task = {}, set()
         for method, suffix, when in zip(self.methods, self.suffixes, self.when, strict=True):
             factor = when.factor(step.progress) if when else 1.0

@@ -15,13 +15,23 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     # pixel
     {"kind": "pixel", "at": "logits", "temperature": 2.0, "weight": 0.5},
     {"kind": "pixel", "temperature": 4.0},
+    # cirkd, mgd, afdcd
+    {"kind": "cirkd", "pool": 2, "queue": 16, "pixel_weight": 0.0},
+    {"kind": "cirkd", "weight": 0.0, "queue": 40},
+    {"kind": "mgd", "hidden": 3, "mask": 0.0},
+    {"kind": "afdcd", "contrast_weight": 0.0},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.
-DRAWS = {}  # draw random numbers, so that the order of images matters: tested with their own means
+DRAWS = {  # draw random numbers, so that the order of images matters: tested with their own means
+    "cirkd": "which remembered vectors a step meets",
+    "mgd": "hidden pixels",
+    "afdcd": "hidden pixels",
+}
 SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to learn; others aim elsewhere, or look through random projectors
 POINTWISE = ("ce", "pixel", "cwd")  # pixels may trade places, in all maps alike; others look at neighbours
-OVER_THE_BATCH = {}  # the loss of a batch is not the mean of those of its halves
+OVER_THE_BATCH = {"cirkd": "pairs of images, and BatchNorm"}  # the loss of a batch is not the mean of those of its halves
+GATHERS = {"cirkd": "its memory takes what all processes saw"}  # with twice the images it is another loss: tested with its own means
 
 
 def row_of(settings):

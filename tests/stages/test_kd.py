@@ -15,6 +15,7 @@ from stages.kd._step import Step
 from stages.kd._terms import Terms
 from tests.stages.kd_cases import (
     DRAWS,
+    GATHERS,
     OVER_THE_BATCH,
     POINTWISE,
     SETTLED,
@@ -158,7 +159,7 @@ def test_half_precision_taps_give_the_same_terms_to_half_precision(settings):
         found.append(copy.deepcopy(module)(step_for(row, student, teacher)))
     full, half = found
     for name, (term, _) in half.items():
-        assert term.dtype == torch.float32 and float(term) == pytest.approx(float(full[name][0]), rel=0.03, abs=1e-4), name
+        assert term.dtype == torch.float32 and term.item() == pytest.approx(full[name][0].item(), rel=0.03, abs=1e-4), name
 
 
 @pytest.mark.parametrize("settings", VARIED, ids=str)
@@ -196,7 +197,7 @@ def learned(shares: bool, job) -> str:
     """One step of every row, on all images or on this process's share of them: its loss, and the gradients of its weights."""
     found = {}
     for settings in VARIED:
-        if shares and (settings["kind"] in OVER_THE_BATCH or settings["kind"] in DRAWS):
+        if settings["kind"] in GATHERS or (shares and (settings["kind"] in OVER_THE_BATCH or settings["kind"] in DRAWS)):
             continue
         row, module = built(settings)
         student, teacher = both((8, 12), b=4)
@@ -261,6 +262,15 @@ def test_a_loss_that_is_off_keeps_its_name_and_counts_nothing():
     found = [terms(Step(*both(), labels(), maps=terms.maps, progress=p))[0] for p in (0.4, 0.6)]
     assert list(found[0]) == list(found[1]) == ["ce", "aux", "pixel"]
     assert found[0]["pixel"].item() == 0 and found[1]["pixel"].item() > 0
+
+
+def test_losses_are_computed_in_float32_whatever_the_networks_are_in():
+    terms, found = Terms(row_of({"kind": "ce"}), [row_of({"kind": "mgd"})], pair(), 0), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(terms(Step(*both(), labels(), maps=terms.maps))[0]["mgd"].item())
+    assert found[0] == found[1]
 
 
 # The values of each row.

@@ -110,12 +110,10 @@ def opened(store: Store, id: str) -> Artifact:
 
 def report() -> None:
     sections = [section(path) for path in sorted(KEPT.glob("*.json"))]
-    text = (
-        (ROOT / "docs" / "gauntlet.md").read_text() if (ROOT / "docs" / "gauntlet.md").exists() else "# The gauntlet\n\n<!-- figures -->\n"
-    )
-    before = text.partition("<!-- figures -->")[0]
-    (ROOT / "docs" / "gauntlet.md").write_text(before + "<!-- figures -->\n\n" + "\n\n".join(sections) + "\n")
-    print(f"docs/gauntlet.md: {len(sections)} schedules")
+    page = ROOT / "docs" / "gauntlet.md"
+    words, mark, _ = page.read_text().partition("<!-- figures -->\n")  # above the mark a person writes, below it this does
+    page.write_text(words + mark + "\n" + "\n\n".join(sections) + "\n")
+    print(f"{page}: {len(sections)} schedules")
 
 
 def section(path: Path) -> str:

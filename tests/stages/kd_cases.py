@@ -20,6 +20,9 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     {"kind": "cirkd", "weight": 0.0, "queue": 40},
     {"kind": "mgd", "hidden": 3, "mask": 0.0},
     {"kind": "afdcd", "contrast_weight": 0.0},
+    # heteroakd
+    {"kind": "heteroakd", "form": "bernoulli", "label_down": "nearest", "pixel_weight": 0.0, "temperature": 1.0},
+    {"kind": "heteroakd", "projector_relu": True, "warm_up": 0.0, "ramp": 0.0},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.
@@ -32,6 +35,10 @@ SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to lear
 POINTWISE = ("ce", "pixel", "cwd")  # pixels may trade places, in all maps alike; others look at neighbours
 OVER_THE_BATCH = {"cirkd": "pairs of images, and BatchNorm"}  # the loss of a batch is not the mean of those of its halves
 GATHERS = {"cirkd": "its memory takes what all processes saw"}  # with twice the images it is another loss: tested with its own means
+POINTWISE = ("ce", "pixel", "cwd", "heteroakd")  # pixels may trade places, in all maps alike; others look at neighbours
+OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
+    "heteroakd": "BatchNorm in its projectors",
+}
 
 
 def row_of(settings):

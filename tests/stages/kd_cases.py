@@ -23,6 +23,9 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     # heteroakd
     {"kind": "heteroakd", "form": "bernoulli", "label_down": "nearest", "pixel_weight": 0.0, "temperature": 1.0},
     {"kind": "heteroakd", "projector_relu": True, "warm_up": 0.0, "ramp": 0.0},
+    # gskd
+    {"kind": "gskd", "preset": "sharp", "group": 3},
+    {"kind": "gskd", "group": 0, "mask_diagonal": False, "per_class": 3},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.
@@ -30,15 +33,18 @@ DRAWS = {  # draw random numbers, so that the order of images matters: tested wi
     "cirkd": "which remembered vectors a step meets",
     "mgd": "hidden pixels",
     "afdcd": "hidden pixels",
+    "gskd": "samples pixels of each class, and deals their relations into descriptors",
 }
-SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to learn; others aim elsewhere, or look through random projectors
-POINTWISE = ("ce", "pixel", "cwd")  # pixels may trade places, in all maps alike; others look at neighbours
-OVER_THE_BATCH = {"cirkd": "pairs of images, and BatchNorm"}  # the loss of a batch is not the mean of those of its halves
-GATHERS = {"cirkd": "its memory takes what all processes saw"}  # with twice the images it is another loss: tested with its own means
-POINTWISE = ("ce", "pixel", "cwd", "heteroakd")  # pixels may trade places, in all maps alike; others look at neighbours
 OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
+    "cirkd": "pairs of images, and BatchNorm",
     "heteroakd": "BatchNorm in its projectors",
 }
+GATHERS = {  # with twice the images it is another loss: tested with its own means
+    "cirkd": "its memory takes what all processes saw",
+}
+# And kinds for which more holds than in general.
+SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to learn; others aim elsewhere, or look through random projectors
+POINTWISE = ("ce", "pixel", "cwd", "heteroakd")  # pixels may trade places, in all maps alike; others look at neighbours
 
 
 def row_of(settings):

@@ -100,7 +100,7 @@ def test_shuffling_the_pixels_of_everything_alike_changes_no_term(settings):
         if shuffled:
             student, teacher = ({k: v.flatten(2)[:, :, order].view_as(v) for k, v in net.items()} for net in (student, teacher))
             y = y.flatten(1)[:, order].view_as(y)
-        found.append({name: float(term) for name, (term, _) in module(step_for(row, student, teacher, y)).items()})
+        found.append({name: term.item() for name, (term, _) in module(step_for(row, student, teacher, y)).items()})
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

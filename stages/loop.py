@@ -76,7 +76,7 @@ class Loop:
         if why := slow(self.device.type):
             job.say(f"the losses are computed by plain PyTorch, which is slower: for the kernels {why}")
         if settings.processes > 1 and self.device.type == "cuda":
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+            student, terms = (nn.SyncBatchNorm.convert_sync_batchnorm(module) for module in (student, terms))
         self.pupil = Pupil(student, terms, settings, self.device, head)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False) if teacher else None
         self.setbacks = Setbacks(settings.steps)

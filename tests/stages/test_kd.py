@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels.upsample_ce_kl as operation
 from stages import group
@@ -228,6 +229,35 @@ def test_two_processes_learn_what_one_does(tmp_path, monkeypatch, shares):
     assert together.keys() == alone.keys()
     for case, values in alone.items():
         assert together[case] == pytest.approx(values, rel=2e-4, abs=1e-7), case
+
+
+class Asked(TorchDispatchMode):
+    """The operations for which the host would wait for a GPU."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or name in self.WAIT:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", VARIED, ids=str)
+def test_no_method_makes_the_host_wait_for_the_device(settings):
+    row, module = built(settings)
+    step = step_for(row, *both())
+    with Asked() as asked:
+        total(module(step)).backward()
+    assert asked.found == []
+    with Asked() as asked:
+        torch.ones(3)[torch.ones(3) > 0].sum().item()
+    assert asked.found == ["index", "_local_scalar_dense"]  # it does look
 
 
 def test_exactly_one_role_and_a_default_task_loss():

@@ -26,6 +26,11 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     # gskd
     {"kind": "gskd", "preset": "sharp", "group": 3},
     {"kind": "gskd", "group": 0, "mask_diagonal": False, "per_class": 3},
+    # kt
+    {"kind": "kt", "switch": 1.0},
+    {"kind": "kt", "trainable": True},
+    {"kind": "kt", "trainable": True, "switch": 0.75, "contrast": 0.0},
+    {"kind": "kt", "trainable": True, "feature": 0.0, "logit": 0.0, "channel": 2.0, "temperature": 1.0},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.

@@ -31,6 +31,11 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     {"kind": "kt", "trainable": True},
     {"kind": "kt", "trainable": True, "switch": 0.75, "contrast": 0.0},
     {"kind": "kt", "trainable": True, "feature": 0.0, "logit": 0.0, "channel": 2.0, "temperature": 1.0},
+    # rdd
+    {"kind": "rdd", "preset": "paper"},
+    {"kind": "rdd", "tfe": 1.0},
+    {"kind": "rdd", "tfe": 0.0, "switch": "linear", "mode": "or", "difficulty": "entropy"},
+    {"kind": "rdd", "min_kept_frac": 0.9, "mode": "ohem", "class_weights": [0.5, 1.0, 1.5, 0.8, 1.2]},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.
@@ -50,6 +55,10 @@ GATHERS = {  # with twice the images it is another loss: tested with its own mea
 # And kinds for which more holds than in general.
 SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to learn; others aim elsewhere, or look through random projectors
 POINTWISE = ("ce", "pixel", "cwd", "heteroakd")  # pixels may trade places, in all maps alike; others look at neighbours
+POINTWISE = ("ce", "pixel", "cwd", "rdd")  # pixels may trade places, in all maps alike; others look at neighbours
+OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
+    "rdd": "the K-th smallest confidence, and how many pixels are selected, are those of the batch",
+}
 
 
 def row_of(settings):

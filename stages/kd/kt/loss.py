@@ -56,7 +56,7 @@ class KnowledgeTailoring(nn.Module):
             high, low = parted(likeness.mT, student) if early else parted(likeness, teacher)
             high = net(high)
             if self.weights["kt_feature"]:
-                terms["kt_feature"] = self._ckl(high, teacher) if early else self._ckl(student, high.detach())
+                terms["kt_feature"] = self._ckl(high, teacher) if early else self._ckl(student, high)  # its target gets no gradient
             if self.weights["kt_contrast"]:
                 anchor = self.reach(student) if early else student
                 terms["kt_contrast"] = triplet_margin_loss(anchor, high, net(low), margin=1.0, eps=1e-7)  # distances along the width

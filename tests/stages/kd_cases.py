@@ -36,6 +36,8 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     {"kind": "rdd", "tfe": 1.0},
     {"kind": "rdd", "tfe": 0.0, "switch": "linear", "mode": "or", "difficulty": "entropy"},
     {"kind": "rdd", "min_kept_frac": 0.9, "mode": "ohem", "class_weights": [0.5, 1.0, 1.5, 0.8, 1.2]},
+    # cwd
+    {"kind": "cwd", "at": "head"},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.

@@ -38,6 +38,8 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     {"kind": "rdd", "min_kept_frac": 0.9, "mode": "ohem", "class_weights": [0.5, 1.0, 1.5, 0.8, 1.2]},
     # cwd
     {"kind": "cwd", "at": "head"},
+    # dist
+    {"kind": "dist", "temperature": 2.0, "weight": 0.5, "aux_weight": 0.0},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.
@@ -61,6 +63,12 @@ POINTWISE = ("ce", "pixel", "cwd", "rdd")  # pixels may trade places, in all map
 OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
     "rdd": "the K-th smallest confidence, and how many pixels are selected, are those of the batch",
 }
+POINTWISE = ("ce", "pixel", "cwd")  # pixels may trade places, in all maps alike; others look at neighbours
+OVER_THE_BATCH = {}  # the loss of a batch is not the mean of those of its halves
+# at, dist, fitnet, ifvd, skd
+SETTLED += ("at", "dist", "fitnet", "ifvd", "skd")
+POINTWISE += ("at", "dist", "fitnet", "ifvd")  # skd pools neighbours
+OVER_THE_BATCH |= {"dist": "correlates each class over the pixels of all images"}
 
 
 def row_of(settings):

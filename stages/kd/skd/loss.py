@@ -1,0 +1,34 @@
+"""The mean squared difference of all cosines between nodes of an image, through products of channels instead of pairs of nodes."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from stages.kd._meet import same_grid
+
+
+class PairWise(nn.Module):
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, step) -> dict[str, tuple[Tensor, float]]:
+        student, teacher = (nodes(f) for f in same_grid(step.student["head"], step.teacher["head"], step.align_corners))
+        images, n = len(student), student.shape[2]
+        with torch.autocast(student.device.type, enabled=False):  # large numbers that nearly cancel: half precision would leave only noise
+            apart = squares(student, student) + squares(teacher, teacher) - 2 * squares(student, teacher)
+        return {"skd": (apart / (images * n * n), self.weight)}
+
+
+def nodes(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, n), each node of length 1, or 0 where nothing is active."""
+    pooled = max_pool2d(features, 2, ceil_mode=True).flatten(2)
+    length = pooled.norm(dim=1, keepdim=True)
+    return pooled / length.masked_fill(length == 0, math.inf)
+
+
+def squares(a: Tensor, b: Tensor) -> Tensor:
+    """Of a (B, C, n) and b (B, D, n): the squared entries of a b' of every image, summed."""
+    return (a @ b.mT).square().sum()

@@ -40,6 +40,9 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     {"kind": "cwd", "at": "head"},
     # dist
     {"kind": "dist", "temperature": 2.0, "weight": 0.5, "aux_weight": 0.0},
+    # text
+    {"kind": "text", "prior": 0.1, "absent": 0.2, "center": False, "least": 1},
+    {"kind": "text", "region_weight": 0.0, "warmup": 0.0, "ramp": 1.0},
 ]
 
 # Kinds for which a general statement does not hold, each with the reason.
@@ -69,6 +72,10 @@ OVER_THE_BATCH = {}  # the loss of a batch is not the mean of those of its halve
 SETTLED += ("at", "dist", "fitnet", "ifvd", "skd")
 POINTWISE += ("at", "dist", "fitnet", "ifvd")  # skd pools neighbours
 OVER_THE_BATCH |= {"dist": "correlates each class over the pixels of all images"}
+POINTWISE = ("ce", "pixel", "cwd", "text")  # pixels may trade places, in all maps alike; others look at neighbours
+OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
+    "text": "text_region is a mean over the regions of the batch, and its halves have different numbers of them",
+}
 
 
 def row_of(settings):

@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData
+from pipeline.stage import Made
 from stages import loop
 from stages.data import Data
 from stages.distill import Distill
@@ -64,6 +65,14 @@ def teacher(tmp_path_factory, data):
     return artifact("teacher", "Checkpoint", job, stage.run({"data": data}, job))
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, data):
+    job, classes = Job(tmp_path_factory.mktemp("text")), data.facts["classes"]
+    rows = torch.nn.functional.normalize(1 + torch.randn(len(classes), 16, generator=torch.Generator().manual_seed(0)))
+    save_file({"text": rows}, job.out / "text.safetensors")
+    return artifact("text", "TextMatrix", job, Made({"classes": classes}))
+
+
 def distill(**changes) -> Distill:
     settings = {"kind": "distill", "data": "data", "teacher": "teacher", "model": {"kind": "tiny"}, "losses": LOSSES, "fit": FIT}
     return Distill.model_validate(settings | changes)
@@ -74,13 +83,12 @@ def run(folder, stage, **inputs) -> Artifact:
     return artifact("student", "Checkpoint", job, stage.run(inputs, job))
 
 
-def test_a_student_is_taught_by_every_method_there_is(tmp_path, data, teacher):
+def test_a_student_is_taught_by_every_method_there_is(tmp_path, data, teacher, text):
     kinds = [{"kind": name} for name in TABLE.rows(role="loss")]
-    student = run(tmp_path, distill(losses=kinds), data=data, teacher=teacher)
+    student = run(tmp_path, distill(losses=kinds, text="text"), data=data, teacher=teacher, text=text)
     assert student.facts["model"]["size"] == "small" and student.facts["classes"] == data.facts["classes"]
     terms = student.json("curves.json")["train"][-1]["terms"]
-    assert [k for k in ("ce", *(k["kind"] for k in kinds)) if not any(f"{name}_".startswith(f"{k}_") for name in terms)] == []
-    assert all(value != 0 for value in terms.values())
+    assert {"ce", *(k["kind"] for k in kinds)} <= {term.partition("_")[0] for term in terms} and all(terms.values())
 
 
 def test_a_student_and_its_baseline_start_alike_and_see_the_same_batches(tmp_path, data, teacher, monkeypatch):
@@ -140,3 +148,9 @@ def test_the_stage_says_what_it_takes():
         "teacher": (("Checkpoint",), ["teacher"]),
     }
     assert all(info.description for name, info in Distill.model_fields.items() if name != "kind")
+
+
+def test_a_text_matrix_of_other_classes_is_refused_with_both_class_lists(tmp_path, data, teacher, text):
+    other = Artifact("text", "TextMatrix", text.id, text.folder, {"classes": ["road", "sky"]})
+    with pytest.raises(BadData, match=r"(?s)text knows 2 classes and data has 12.*text: road, sky"):
+        run(tmp_path, distill(losses=[{"kind": "text"}], text="text"), data=data, teacher=teacher, text=other)

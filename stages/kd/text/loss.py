@@ -1,0 +1,92 @@
+"""Text maps of both networks, and what they are compared by: pixels of a channel, and names of regions."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax, normalize
+
+from kernels.channel_kl import channel_kl
+from kernels.segmented_mean import segmented_mean
+from kernels.upsample_ce_kl import upsample_ce_kl
+from stages.kd import When
+from stages.kd._meet import same_grid
+from stages.kd._step import IGNORE
+
+SHARPNESS = 1 / 0.07  # of cosines before a softmax, as CLIP starts its training
+PRIOR = 0.05  # temperature of the likeness of names: raw rows have cosines of 0.8, at 1 all names would be one
+SHORTEST = 1e-6  # a vector no longer than this has no direction
+UNSEEN = -1e4  # instead of a text map (within +-14.3) over its temperature, where there is no label: its exp is 0 in any type
+
+
+class TextDistillation(nn.Module):
+    """`row` is a Text."""
+
+    def __init__(self, row, pair):
+        super().__init__()
+        self.row, self.on = row, When(start=row.warmup, rise=row.ramp)
+        width = pair.text.shape[1]
+        self.student, self.teacher = (nn.Conv2d(net["head"], width, 1, bias=False) for net in (pair.student, pair.teacher))
+        self.register_buffer("names", directions(pair.text, row.center), persistent=False)  # (K, D)
+        self.register_buffer("prior", log_softmax(pair.text @ pair.text.mT / PRIOR, 1), persistent=False)  # (K, K)
+
+    def forward(self, step) -> dict[str, tuple[Tensor, float]]:
+        row = self.row
+        sides = [(step.student["head"], self.student), (step.teacher["head"], self.teacher)]
+        units = [unit(conv(f.to(conv.weight.dtype))) for f, conv in sides]  # each (B, D, h, w) on its own grid
+        ys = [step.labels_at(u.shape[-2:]) for u in units]
+        maps = [self.map(u) for u in units]
+        terms = {"text_align": (sum(map(align, maps, ys)), row.align_weight)}
+        factor = self.on.factor(step.progress)  # 0: computed all the same, so that curves keep their names
+        if row.channel_weight:
+            terms["text_channel"] = (factor * self.channel(*maps, ys[1], step), row.channel_weight)
+        if row.region_weight:
+            terms["text_region"] = (factor * self.region(*units, *ys), row.region_weight)
+        return terms
+
+    def map(self, u: Tensor) -> Tensor:
+        """(B, K, h, w) in float32 at least: an exp follows."""
+        with torch.autocast(u.device.type, enabled=False):
+            return SHARPNESS * torch.einsum("kd,bdhw->bkhw", self.names.to(u.dtype), u)
+
+    def channel(self, student: Tensor, teacher: Tensor, y: Tensor, step) -> Tensor:
+        """`y` (B, h, w) lies on the teacher's grid."""
+        student, teacher = same_grid(student, teacher.detach(), step.align_corners)
+        unseen, t = (y == IGNORE)[:, None], self.row.temperature
+        kl = channel_kl(*(m.masked_fill(unseen, UNSEEN * t) for m in (student, teacher)), temperature=t)  # (B, K), 0 where all is unseen
+        if self.row.absent != 1:
+            shown = step.histogram((1, 1))[0][..., 0, 0] > 0
+            kl = torch.where(shown, kl, self.row.absent * kl)
+        return t**2 * kl.mean()
+
+    def region(self, student: Tensor, teacher: Tensor, y_student: Tensor, y_teacher: Tensor) -> Tensor:
+        classes, t = len(self.names), self.row.region_temperature
+        (rho_s, n_s), (rho_t, n_t) = (segmented_mean(u, y, classes) for u, y in ((student, y_student), (teacher.detach(), y_teacher)))
+        log_q, log_p = (log_softmax(SHARPNESS * self.named(rho) / t, -1) for rho in (rho_s, rho_t))  # (B, K, K'), rows add up to 1
+        if a := self.row.prior:
+            log_p = torch.logaddexp(log_p + math.log(1 - a), self.prior.to(log_p.dtype) + math.log(a))
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)  # (B, K)
+        there = (n_s >= self.row.least) & (n_t >= self.row.least)
+        return t**2 * kl.masked_fill(~there, 0.0).sum() / there.sum().clamp(min=1)
+
+    def named(self, rho: Tensor) -> Tensor:
+        """(B, K, K') cosines of the regions' mean vectors (B, K, D) with all names."""
+        with torch.autocast(rho.device.type, enabled=False):
+            return unit(rho, -1) @ self.names.to(rho.dtype).mT
+
+
+def directions(text: Tensor, center: bool) -> Tensor:
+    """E: the rows of length 1, seen from their mean if asked."""
+    return normalize(text - text.mean(0) if center else text, dim=1)
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """In float32 at least. A vector without a direction becomes zeros and gets no gradient, where a mere clamp would give it a huge one."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(length > SHORTEST, length, torch.inf)
+
+
+def align(maps: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy over the cells with a label, on the grid of both."""
+    return upsample_ce_kl(maps, None, y, ignore=IGNORE).ce.sum() / (y != IGNORE).sum().clamp(min=1)

@@ -6,6 +6,7 @@ The stage kinds are a closed set; what varies inside them (models, sources, meth
 KINDS = {  # the key in a recipe -> the class that carries it
     "data": "stages.data:Data",
     "load": "stages.load:Load",
+    "embed": "stages.embed:Embed",
     "train": "stages.train:Train",
     "distill": "stages.distill:Distill",
     "export": "stages.export:Export",

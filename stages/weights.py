@@ -49,9 +49,9 @@ class Weights(BaseModel):
             return self.revision
         return digest(Path(self.file))
 
-    def locate(self) -> Path:
-        """The file or folder on this disk; the only place that may use the network."""
-        return hub_file(self.hub, self.revision) if self.hub else Path(self.file)
+    def locate(self, also: tuple[str, ...] = ()) -> Path:
+        """The file or folder on this disk; the only place that may use the network. `also`: names of further files wanted from the hub."""
+        return hub_file(self.hub, self.revision, also) if self.hub else Path(self.file)
 
 
 class Header(NamedTuple):
@@ -117,14 +117,14 @@ def save_checkpoint(folder: Path, state: "dict[str, Tensor]") -> None:
     save_file(tensors, folder / "weights.safetensors", metadata={"format": "pt"})
 
 
-def hub_file(name: str, revision: str) -> Path:
+def hub_file(name: str, revision: str, also: tuple[str, ...] = ()) -> Path:
     """A folder with the safetensors and configs of one commit on the hub, from the hub's cache where they are there already."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise Missing(f"weights from the hub ({name}) need huggingface_hub: pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", INDEX, *CONFIGS]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", INDEX, *CONFIGS, *also]))
     except Exception as e:  # whatever the network or the hub answers, the way out is the same
         why = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         raise Missing(

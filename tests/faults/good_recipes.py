@@ -45,13 +45,16 @@ stages:
     model: {kind: hf, settings: {model_type: upernet}}
     init: {file: weights.safetensors}
     fit: {crop: [512, 512]}
+  words: {kind: embed, data: photos, file: words.npy, rows: [road, traffic light, sky], names: {heaven: sky}}
+  spoken: {kind: embed, data: photos, clip: {file: clip}, prompt: "a photo of the {} of a town", names: {signsymbol: traffic sign}}
   student:
     kind: distill
     data: photos
     teacher: given
+    text: words
     model: {kind: segformer, size: b1, align_corners: false}
     task: {kind: ce, aux_weight: 0.4}
-    losses: [{kind: pixel, weight: 1.0, at: logits}, {kind: cwd, weight: 0.3}]
+    losses: [{kind: pixel, weight: 1.0, at: logits}, {kind: cwd, weight: 0.3}, {kind: text, channel_weight: 0.3}]
     init: null
     fit:
       steps: 2000

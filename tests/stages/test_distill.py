@@ -154,3 +154,33 @@ def test_a_text_matrix_of_other_classes_is_refused_with_both_class_lists(tmp_pat
     other = Artifact("text", "TextMatrix", text.id, text.folder, {"classes": ["road", "sky"]})
     with pytest.raises(BadData, match=r"(?s)text knows 2 classes and data has 12.*text: road, sky"):
         run(tmp_path, distill(losses=[{"kind": "text"}], text="text"), data=data, teacher=teacher, text=other)
+
+
+TAUGHT_BY_TEXT = """\
+name: text
+stages:
+  data: {kind: data, source: {kind: streets}, size: [64, 128]}
+  words: {kind: embed, data: data, file: words.npy, rows: [road, sky]}
+  teacher: {kind: train, data: data, model: {kind: tiny, size: large}}
+  student: {kind: distill, data: data, teacher: teacher, model: {kind: tiny}, losses: [{kind: cwd}, {kind: text}], text: words}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("student.text=null", "  stages.student.losses.1: text needs a vector of language per class: add a stage of kind embed, and"),
+        ("student.losses=[]", "  stages.student.text: no loss here uses vectors of language (those that do: text): leave text out"),
+        ("student.text=teacher", '"teacher" makes a Checkpoint, a TextMatrix is needed; words would do'),
+    ],
+)
+def test_a_method_that_needs_text_and_text_that_nobody_needs_are_told_where_they_stand(change, said, tmp_path):
+    from pipeline.errors import BadRecipe
+    from pipeline.recipe import read
+    from stages import KINDS
+
+    (tmp_path / "text.yaml").write_text(TAUGHT_BY_TEXT)
+    read(tmp_path / "text.yaml", KINDS)
+    with pytest.raises(BadRecipe) as e:
+        read(tmp_path / "text.yaml", KINDS, sets=[f"stages.{change}"])
+    assert said in str(e.value) and len(str(e.value).splitlines()) == 1

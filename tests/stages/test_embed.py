@@ -150,11 +150,12 @@ def test_as_many_names_as_rows(file, data, tmp_path):
     [
         (None, r"does not say what its rows are .* 4 of them"),
         ('["a"', "must be a JSON list of texts"),
-        ("[1, 2, 3, 4]", "must be a JSON list of texts"),
+        ('["road", 2, "sky", "tree"]', "must be a JSON list of texts"),
+        ('["road", "", "sky", "tree"]', "must be a JSON list of texts"),
         ("[" * 100_000, "must be a JSON list of texts"),
         ('["road", "Road", "sky", "tree"]', "name several rows"),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_what_a_file_says_of_its_rows_must_be_of_use(names, message, data, tmp_path):
     save_file({"t": torch.from_numpy(TABLE)}, tmp_path / "t.safetensors", metadata=None if names is None else {"names": names})
@@ -390,6 +391,12 @@ def test_words_for_classes_that_the_data_lacks_are_told_with_what_was_meant(clip
 def test_a_config_that_is_not_that_of_the_weights_is_refused(config, message, clip, data, tmp_path):
     with pytest.raises(BadData, match=message):
         run(embed(clip={"file": str(copied(clip, tmp_path, **config))}), data, tmp_path / "run")
+
+
+def test_sizes_that_are_not_those_of_the_weights_are_seen_before_the_encoder_is_allocated(clip, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.clip.load_into", lambda *_: pytest.fail("an encoder was built"))
+    with pytest.raises(BadData, match="does not fit the model"):
+        run(embed(clip={"file": str(copied(clip, tmp_path, intermediate_size=64))}), data, tmp_path / "run")
 
 
 def test_a_folder_without_tokenizer_or_weights_of_the_projection_is_refused(clip, data, tmp_path):

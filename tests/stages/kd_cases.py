@@ -54,28 +54,19 @@ DRAWS = {  # draw random numbers, so that the order of images matters: tested wi
 }
 OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
     "cirkd": "pairs of images, and BatchNorm",
+    "dist": "correlates each class over the pixels of all images",
     "heteroakd": "BatchNorm in its projectors",
+    "rdd": "the K-th smallest confidence, and how many pixels are selected, are those of the batch",
+    "text": "text_region is a mean over the regions of the batch, and its halves have different numbers of them",
 }
 GATHERS = {  # with twice the images it is another loss: tested with its own means
     "cirkd": "its memory takes what all processes saw",
 }
 # And kinds for which more holds than in general.
-SETTLED = ("pixel", "cwd")  # a student equal to its teacher has nothing to learn; others aim elsewhere, or look through random projectors
-POINTWISE = ("ce", "pixel", "cwd", "heteroakd")  # pixels may trade places, in all maps alike; others look at neighbours
-POINTWISE = ("ce", "pixel", "cwd", "rdd")  # pixels may trade places, in all maps alike; others look at neighbours
-OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
-    "rdd": "the K-th smallest confidence, and how many pixels are selected, are those of the batch",
-}
-POINTWISE = ("ce", "pixel", "cwd")  # pixels may trade places, in all maps alike; others look at neighbours
-OVER_THE_BATCH = {}  # the loss of a batch is not the mean of those of its halves
-# at, dist, fitnet, ifvd, skd
-SETTLED += ("at", "dist", "fitnet", "ifvd", "skd")
-POINTWISE += ("at", "dist", "fitnet", "ifvd")  # skd pools neighbours
-OVER_THE_BATCH |= {"dist": "correlates each class over the pixels of all images"}
-POINTWISE = ("ce", "pixel", "cwd", "text")  # pixels may trade places, in all maps alike; others look at neighbours
-OVER_THE_BATCH = {  # the loss of a batch is not the mean of those of its halves
-    "text": "text_region is a mean over the regions of the batch, and its halves have different numbers of them",
-}
+SETTLED = ("pixel", "cwd", "at", "dist", "fitnet", "ifvd", "skd")  # a student equal to its teacher has nothing to learn
+POINTWISE = (  # pixels may trade places, in all maps alike; others look at neighbours
+    *("ce", "pixel", "cwd", "heteroakd", "rdd", "at", "dist", "fitnet", "ifvd", "text"),
+)
 
 
 def row_of(settings):

@@ -164,7 +164,7 @@ def figures(name: str, terms: Terms, rounds: list[dict[str, float]]) -> dict[str
 
 def told(found: dict[str, Any]) -> None:
     print(f"{found['networks']}: a step with cross-entropy alone takes {found['step_ms']:.1f} ms, {found['ce_ms']:.1f} of them the loss")
-    width = max([6, *(len(m["method"]) for m in found["methods"])])
+    width = max(map(len, ["method", *(m["method"] for m in found["methods"]), *found["left_out"]]))
     print(f"  {'method':{width}}  adds, ms  middle half         step   train-only parameters")
     for m in sorted(found["methods"], key=lambda m: m["adds_ms"]):
         half = "{:.1f} to {:.1f}".format(*m["middle_half_ms"])

@@ -56,7 +56,8 @@ class Export(Stage):
 
         data, checkpoint = inputs["data"], inputs["checkpoint"]
         settings, size = checkpoint.facts["model"], image_size(data.facts["size"])
-        if advice := padded(size, MODELS.row(settings["kind"]).multiple):
+        row = MODELS.row(settings["kind"])
+        if advice := padded(size, row.multiple):
             raise BadData(advice)
         module = open_model(checkpoint)
         proto = graph.exported(module, size, self.exporter, self.opset, self.dynamic_batch)
@@ -66,7 +67,8 @@ class Export(Stage):
         (job.out / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
         facts = {key: data.facts[key] for key in ("classes", "colours")} | {"size": list(size)}
         facts |= {"opset": self.opset, "exporter": self.exporter, "batch": preprocessing["input"]["batch"], "parity": parity}
-        facts |= {"parameters": sum(p.numel() for p in module.parameters()), "source": {"model": settings}}
+        kept = (p for name, p in module.named_parameters() if not name.startswith(row.aux_keys))
+        facts |= {"parameters": sum(p.numel() for p in kept), "source": {"model": settings}}
         return Made(facts, {"tools": [machine.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]})
 
 

@@ -29,6 +29,7 @@ class Model(Row):
 
     multiple: ClassVar[int] = 32  # image height and width must be multiples of this
     head_keys: ClassVar[tuple[str, ...]] = ()  # prefixes of the head's weights: a pretrained start may lack them
+    aux_keys: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that only help in training: an exported graph lacks them
 
     def taps(self) -> set[str]:
         """The maps it returns, as far as settings tell: a recipe is checked against them before anything runs."""

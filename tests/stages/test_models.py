@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ SETTINGS = {  # rows whose defaults build nothing
     }
 }
 CLASSES = 5
+STRIDES = {"deeplabv3": [4, 8, 8, 8], "pspnet": [4, 8, 8, 8]}  # of c1 to c4, where they are not 4, 8, 16, 32
 
 
 @pytest.fixture(params=TABLE.names())
@@ -48,21 +50,24 @@ def test_every_map_has_the_channels_and_the_stride_that_the_model_reports(row):
     model = built(row)
     taps = model(images())
     assert {"logits", "head", "c1", "c2", "c3", "c4"} <= taps.keys()
-    assert taps.keys() == model.widths.keys() == model.strides.keys()
+    assert taps.keys() == model.widths.keys() == model.strides.keys() == row.taps()
     for name, x in taps.items():
         s = model.strides[name]
         assert x.shape == (2, model.widths[name], 64 // s, 96 // s), name
         assert x.dtype == torch.float32
     assert model.widths["logits"] == CLASSES
-    assert [model.strides[f"c{i}"] for i in (1, 2, 3, 4)] == [4, 8, 16, 32]
+    pyramid = [model.strides[f"c{i}"] for i in (1, 2, 3, 4)]
+    assert pyramid == STRIDES.get(row.kind, [4, 8, 16, 32]), row.kind
+    assert all(b % a == 0 for a, b in pairwise(pyramid)) and row.multiple == max(model.strides.values())
     assert model.align_corners is False
 
 
 def test_the_head_is_what_the_last_classifier_sees(row):
     model = built(row).eval()
     taps = model(images())
-    classifiers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.out_channels == CLASSES]
-    torch.testing.assert_close(F.interpolate(classifiers[-1](taps["head"]), taps["logits"].shape[2:]), taps["logits"])
+    kept = [m for name, m in model.named_modules() if not name.startswith(row.aux_keys)]
+    classifier = [m for m in kept if isinstance(m, torch.nn.Conv2d) and m.out_channels == CLASSES][-1]
+    torch.testing.assert_close(F.interpolate(classifier(taps["head"]), taps["logits"].shape[2:]), taps["logits"])
 
 
 def test_normalisation_is_part_of_the_model_but_not_of_its_weights(row):
@@ -99,7 +104,9 @@ def test_every_weight_that_trains_gets_a_gradient(row):
 
 
 def test_a_size_that_the_strides_do_not_divide_names_the_padded_size(row):
-    with pytest.raises(BadData, match="image of 50 x 96: height and width must be multiples of 32; pad or resize to 64 x 96"):
+    up = -(-50 // row.multiple) * row.multiple
+    said = f"image of 50 x 96: height and width must be multiples of {row.multiple}; pad or resize to {up} x 96"
+    with pytest.raises(BadData, match=said):
         built(row)(images(h=50))
 
 

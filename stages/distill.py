@@ -42,7 +42,9 @@ class Distill(Stage):
         if teacher is None:  # the reference itself is wrong, and told elsewhere
             return misfits(self, earlier)
         places = [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]
-        found = misfits(self, earlier) + [p for where, method in places for p in unmet(where, method, self.model, teacher, self.text)]
+        found = misfits(self, earlier, teacher) + [
+            p for where, method in places for p in unmet(where, method, self.model, teacher, self.text)
+        ]
         if self.text and not any(method.needs_text for _, method in places):
             found.append((("text",), f"no loss here uses vectors of language (those that do: {listed(self._with_text())}): leave text out"))
         return found

@@ -112,15 +112,15 @@ class Fit(BaseModel):
         batch = min(self.batch, max(2, self.processes))
         return self.model_copy(update={"steps": 2, "batch": batch, "accumulate": 1, "warmup": 0, "validate_every": 0, "val_images": 4})
 
-    def misfits(self, size: tuple[int, int] | None, multiple: int) -> list[tuple[tuple, str]]:
-        """What is wrong in view of the data's size (None: unknown or native) and what the model divides by: (field, message)."""
+    def misfits(self, size: tuple[int, int] | None, multiple: int, whose: str = "the model") -> list[tuple[tuple, str]]:
+        """What is wrong in view of the data's size (None: unknown or native) and what the networks divide by: (field, message)."""
         if self.crop is None and size is None:
             return [(("crop",), "the data keeps its native sizes, so training needs a crop, e.g. crop: [512, 512]")]
         found = self.crop or size
         if any(side < 1 or side % multiple for side in found):
             near = [max(multiple, round(side / multiple) * multiple) for side in found]
             where = "crop" if self.crop else "crop is not set, and data.size"
-            return [(("crop",), f"{where} {list(found)}: the model needs multiples of {multiple}; the nearest is {near}")]
+            return [(("crop",), f"{where} {list(found)}: {whose} needs multiples of {multiple}; the nearest is {near}")]
         return []
 
 

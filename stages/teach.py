@@ -11,8 +11,10 @@ from stages.chance import seed_of
 from stages.kd import Pair
 from stages.kd._terms import Terms
 from stages.loop import fit
+from stages.models import TABLE as MODELS
 from stages.models import Model, open_model
 from stages.samples import open_samples
+from stages.train import coarser
 from stages.weights import Weights, read_safetensors, save_checkpoint
 
 
@@ -20,7 +22,8 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     """`stage` is a Train, or a Distill with a teacher and losses beside the task loss."""
     settings, data, teacher = stage.fit, inputs["data"], inputs.get("teacher")
     classes, size = data.facts["classes"], data.facts["size"]
-    if misfits := settings.misfits(tuple(size) if size else None, stage.model.multiple):
+    taught_by = MODELS.row(teacher.facts["model"]["kind"]) if teacher else None
+    if misfits := settings.misfits(tuple(size) if size else None, *coarser(stage.model, taught_by)):
         raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
     if teacher:
         require_same_classes(teacher, data)

@@ -53,12 +53,19 @@ def taught(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     return teach(stage, inputs, job)
 
 
-def misfits(stage, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-    """What does not fit between `fit`, the model and the size of the data, as far as settings tell (a native size is known later)."""
+def misfits(stage, earlier: dict[str, Stage], teacher: Model | None = None) -> list[tuple[tuple, str]]:
+    """What does not fit between `fit`, the networks and the size of the data, as far as settings tell (a native size is known later)."""
     size = getattr(earlier.get(stage.data), "size", None)
     if stage.fit.crop is None and not isinstance(size, tuple):
         return []
-    return [(("fit", *path), text) for path, text in stage.fit.misfits(size, stage.model.multiple)]
+    return [(("fit", *path), text) for path, text in stage.fit.misfits(size, *coarser(stage.model, teacher))]
+
+
+def coarser(model: type[Model] | Model, teacher: type[Model] | Model | None) -> tuple[int, str]:
+    """What height and width of a crop must be multiples of, and whose need that is: both networks see it."""
+    if teacher and teacher.multiple > model.multiple:
+        return teacher.multiple, "the teacher"
+    return model.multiple, "the model"
 
 
 def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = None, text: str | None = None) -> list[tuple[tuple, str]]:

@@ -313,6 +313,7 @@ def test_the_exported_graph_is_the_network_without_its_auxiliary_head(model, dat
     assert not {node.op_type for node in proto.graph.node} & {"Gather", "Range", "Loop", "If", "Where"}
 
 
+TINY = {"kind": "tiny", "size": "large"}
 CNN = {"kind": "deeplabv3", "width": 16, "backbone": "mobilenet_v2"}
 LOSSES = [{"kind": "pixel"}, {"kind": "pixel", "at": "logits"}, {"kind": "cwd", "weight": 0.5}]
 
@@ -342,3 +343,19 @@ def test_networks_of_other_strides_and_widths_teach_each_other(teacher, student,
     terms = made.json("curves.json")["train"][-1]["terms"]
     assert {"ce", "pixel", "pixel_2", "cwd"} <= terms.keys() and all(value > 0 for value in terms.values())
     assert ("aux" in terms) == (student["kind"] == "deeplabv3" and student.get("aux", True))
+
+
+def test_a_crop_that_only_the_student_can_take_is_found_before_anything_runs():
+    from stages.data import Data
+    from stages.distill import Distill
+    from stages.train import Train
+
+    earlier = {
+        "data": Data.model_validate({"kind": "data", "source": {"kind": "streets"}, "size": [64, 96]}),
+        "teacher": Train.model_validate({"kind": "train", "data": "data", "model": TINY}),
+        "small": Train.model_validate({"kind": "train", "data": "data", "model": CNN}),
+    }
+    settings = {"kind": "distill", "data": "data", "model": CNN, "fit": {"crop": [40, 64]}}
+    stage = Distill.model_validate(settings | {"teacher": "teacher"})
+    assert stage.problems(earlier) == [(("fit", "crop"), "crop [40, 64]: the teacher needs multiples of 32; the nearest is [32, 64]")]
+    assert Distill.model_validate(settings | {"teacher": "small"}).problems(earlier) == []

@@ -78,6 +78,10 @@ def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = 
         (where, f"{method.kind} needs {tap} of the {net}, and {nets[net].kind} as set here has none: {otherwise}")
         for net, tap, otherwise in missing
     ]
+    if method.role == "task" and "aux" in student.taps() and getattr(method, "aux_weight", None) == 0:
+        found.append(
+            ((*where, "aux_weight"), f"0 leaves the auxiliary head of {student.kind} untrained: write aux: false in the model, or a weight")
+        )
     if method.needs_text and text is None:
         found.append((where, f"{method.kind} needs a vector of language per class: add a stage of kind embed, and name it here as text"))
     return found

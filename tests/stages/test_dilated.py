@@ -169,6 +169,12 @@ def test_the_auxiliary_head_is_a_setting_and_the_rest_starts_the_same_without_it
     assert torch.equal(on(image())["aux"], first["aux"]), "a teacher in eval mode has it too, without dropout"
 
 
+def test_a_graph_is_traced_without_the_auxiliary_head():
+    model = built(row_of("deeplabv3", width=32)).eval()
+    program = torch.export.export(model, (image(),))
+    assert set(torch.utils._pytree.tree_unflatten(range(6), program.call_spec.out_spec)) == set(model.widths) - {"aux"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_training_the_head_is_what_the_last_convolution_sees_with_its_dropout(kind):
     model = built(row_of(kind, width=64)).train()
@@ -286,7 +292,7 @@ def dataset(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "model",
-    [{"kind": "deeplabv3", "width": 32}, {"kind": "pspnet", "width": 32, "backbone": "mobilenet_v2", "align_corners": True}],
+    [{"kind": "deeplabv3", "width": 32}, {"kind": "pspnet", "width": 32, "align_corners": True}],
     ids=KINDS,
 )
 def test_the_exported_graph_is_the_network_without_its_auxiliary_head(model, dataset, tmp_path):
@@ -359,3 +365,13 @@ def test_a_crop_that_only_the_student_can_take_is_found_before_anything_runs():
     stage = Distill.model_validate(settings | {"teacher": "teacher"})
     assert stage.problems(earlier) == [(("fit", "crop"), "crop [40, 64]: the teacher needs multiples of 32; the nearest is [32, 64]")]
     assert Distill.model_validate(settings | {"teacher": "small"}).problems(earlier) == []
+
+
+def test_an_auxiliary_head_that_nothing_would_train_is_found_before_anything_runs():
+    from stages.train import Train
+
+    settings = {"kind": "train", "data": "data", "fit": {"crop": [40, 64]}, "task": {"kind": "ce", "aux_weight": 0.0}}
+    said = "0 leaves the auxiliary head of deeplabv3 untrained: write aux: false in the model, or a weight"
+    assert Train.model_validate(settings | {"model": CNN}).problems({}) == [(("task", "aux_weight"), said)]
+    assert Train.model_validate(settings | {"model": CNN | {"aux": False}}).problems({}) == []
+    assert Train.model_validate(settings | {"model": TINY}).problems({})[0][0] == ("fit", "crop")

@@ -23,6 +23,7 @@ class HuggingFace(Model):
 
     # the names that transformers gives its heads
     head_keys: ClassVar[tuple[str, ...]] = ("net.decode_head.", "net.auxiliary_head.", "net.segmentation_head.", "net.head.")
+    aux_keys: ClassVar[tuple[str, ...]] = ("net.auxiliary_head.",)
 
     def build(self, classes: int) -> "nn.Module":
         from .net import built

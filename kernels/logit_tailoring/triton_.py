@@ -2,6 +2,7 @@
 
 Logits are scaled by log2(e) / T where they are loaded: mu and nu scale with them, and exp is exp2. The largest value of each of the
 six softmaxes follows from the largest logits inside and outside, because max and min with a level are monotone: no running maximum.
+Of a small KL only the logarithm of a ratio of sums is left: there division is exact (div_rn), where that of a GPU is 2 units off.
 """
 
 import math
@@ -80,9 +81,9 @@ def logit_tailoring_forward(student, teacher, histogram, sizes, kl, stats, P, k,
     zs1, zt1 = tl.sum(zs1), tl.sum(zt1)
     zs2, zt2 = tl.sum(zs2) + _mass(outside, 0.0, s_most2), tl.sum(zt2) + _mass(outside, 0.0, t_most2)
     zs3, zt3 = tl.sum(zs3) + _mass(inside, 0.0, s_most3), tl.sum(zt3) + _mass(inside, 0.0, t_most3)
-    found = tl.sum(a1) / zt1 + (s_most - t_most) + tl.log2(zs1 / zt1)
-    found += tl.sum(a2) / zt2 + (s_most2 - t_most2) + tl.log2(zs2 / zt2)
-    found += tl.sum(a3) / zt3 + (s_most3 - t_most3) + tl.log2(zs3 / zt3)
+    found = tl.sum(a1) / zt1 + (s_most - t_most) + tl.log2(tl.div_rn(zs1, zt1))
+    found += tl.sum(a2) / zt2 + (s_most2 - t_most2) + tl.log2(tl.div_rn(zs2, zt2))
+    found += tl.sum(a3) / zt3 + (s_most3 - t_most3) + tl.log2(tl.div_rn(zs3, zt3))
     tl.store(kl + row, found * 0.6931471805599453)  # ln 2: from base 2 to nats
     keep = stats + row * KEPT
     _keep6(keep, s_mu, s_nu, t_mu, t_nu, tl.maximum(s_positive, 1.0), inside + outside)

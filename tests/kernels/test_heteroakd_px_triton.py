@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 from kernels.heteroakd_px import FORMS, fused, heteroakd_px
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLOSE = 1e-6 if DEVICE == "cpu" else 2e-6  # of loss maps; on a GPU each exp2 and each division is up to 2 units in the last place off
 SHAPES = [(2, 3, 4, 5), (1, 19, 3, 2), (1, 1, 2, 2), (2, 2, 9, 15)]  # the last: two blocks of pixels, the border inside a block
 
 
@@ -43,7 +44,7 @@ def test_values_and_gradients_equal_the_reference_in_float64(shape, form, temper
     tensors, upstream = drawn(shape, soft=soft)
     expected = run([v.double() if v.is_floating_point() else v for v in tensors], upstream, "reference", temperature, form)
     found, gradient = run(tensors, upstream, "triton", temperature, form)
-    assert off(found, expected[0], least=form == "wkl") < 1e-6 and off(gradient, expected[1]) < 2e-6
+    assert off(found, expected[0], least=form == "wkl") < CLOSE and off(gradient, expected[1]) < 2e-6
 
 
 # the interpreter cuts the last bits off where a GPU rounds: at most one part in 2^7 of a bfloat16, 2^10 of a float16
@@ -55,7 +56,7 @@ def test_narrow_logits_are_computed_wide(form, dtype, gradients, poisoned):
     expected = run((s.double(), t.double(), labels), upstream, "reference", 2.0, form)
     found, gradient = run((s, t, labels), upstream, "triton", 2.0, form)
     assert found.dtype == torch.float32 and gradient.dtype == dtype
-    assert off(found, expected[0], least=form == "wkl") < 1e-6 and off(gradient, expected[1]) < gradients
+    assert off(found, expected[0], least=form == "wkl") < CLOSE and off(gradient, expected[1]) < gradients
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])

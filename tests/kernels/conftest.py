@@ -2,12 +2,22 @@
 
 import math
 import os
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import pytest
 import torch
 
+
+def _release(package: str) -> tuple[int, ...]:
+    return tuple(map(int, version(package).split(".")[:2]))
+
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") and find_spec("triton") and _release("triton") < (3, 7) and _release("numpy") >= (2, 4):
+    # it takes an array of one value for a number, which NumPy no longer does; compiled for a GPU, no kernel meets NumPy
+    raise RuntimeError("Triton before 3.7 interprets kernels only with NumPy before 2.4: pip install 'numpy<2.4', or 'triton>=3.7'")
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ test-optimum:  ## export of transformers models through optimum-onnx, which need
 faults: $(VENV)/.installed  ## every fault test in full (up to 3 hours on 2 cores; Ctrl-C and call again to go on), then the table
 	OMP_NUM_THREADS=1 $(RUN) tests/faults --table docs/faults.md
 
-gpu-check:  ## on a machine with a GPU: the kernels' tests, memory checks and speed, in at most 8 minutes; PYTHON=... with torch, triton, pytest
+gpu-check:  ## on a machine with a GPU: the kernels' tests, memory checks and speed, in at most 8 minutes; PYTHON=... with torch, triton, numpy, pytest
 	-$(PYTHON) -m kernels.nvcc
 	$(PYTHON) benchmarks/gpu_check.py
 

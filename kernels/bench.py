@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.choose import unfit, variants
+from kernels.choose import FILES, unfit, variants
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,14 +51,20 @@ def main() -> int:
     found = {"machine": machine(asked.device), "rounds": asked.rounds, "results": []}
     print(", ".join(str(v) for v in found["machine"].values()))
     ends = time.monotonic() + (asked.seconds or float("inf"))
+    broken = []
     for operation in operations:
         for result in measured(operation, asked, ends):
             found["results"].append(result)
             print("\n".join(table(result)), flush=True)
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
+            if asked.json:  # after each, so that what ends this process takes no figure with it
+                asked.json.parent.mkdir(parents=True, exist_ok=True)
+                asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            broken += [
+                f"{operation}, {result['size']}: {name}" for name, v in result["contenders"].items() if name in FILES and v["failed"]
+            ]
+    if broken:
+        print("\nvariants of our own that failed: " + "; ".join(broken), file=sys.stderr)
+    return 1 if broken else 0
 
 
 def measurable() -> list[str]:
@@ -123,8 +129,8 @@ def _prepared(contender: Contender, sizes, size: dict, given: list, device: str,
         del gradient
         told = {"failed": None, "first_s": round(first, 2), "extra_mib": round(extra, 1), "repeats": repeats}
         return told | {"gradient_error": _error(contender, sizes, size, device, dtype)}
-    except (RuntimeError, ValueError, IndexError) as error:  # out of memory, not deterministic, does not compile: that is its result
-        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+    except Exception as error:  # out of memory, not deterministic, does not compile: that is its result, whatever its compiler raises
+        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
 
 
 def _error(contender: Contender, sizes, size: dict, device: str, dtype: torch.dtype) -> float:

@@ -42,7 +42,8 @@ def main() -> int:
         return 2
     began = time.monotonic()
     device = "cpu" if asked.tiny else "cuda"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"TRITON_INTERPRET": "1"} if asked.tiny else {})
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # where a package may have been brought along
+    environment = {**os.environ, "PYTHONPATH": paths} | ({"TRITON_INTERPRET": "1"} if asked.tiny else {})
     name = "interpreter" if asked.tiny else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     out = ROOT / "benchmarks/gpu" / f"{name}-{time.strftime('%Y-%m-%d')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels import driver
 from kernels.tables import axis
+from kernels.upsample_ce_kl.plan import marches
 from kernels.upsample_ce_kl.triton_ import forward as forward
-from kernels.upsample_ce_kl.triton_ import marches
 
 BUILT = Path(__file__).with_name("kernel.fatbin")
 LANES, WARPS, THREADS = 31, 4, 128  # quad columns that a warp finishes; warps and threads of a block

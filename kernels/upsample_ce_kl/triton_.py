@@ -14,7 +14,6 @@ barriers, at every pixel.
 # ruff: noqa: RUF005  (Triton's tuples are added, not unpacked)
 
 import math
-from functools import lru_cache
 
 import torch
 import triton
@@ -22,18 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.tables import Axis, axis
-
-# Chosen by instructions and registers counted in machine code for sm_90, none measured on a GPU.
-WARPS = 4
-# Forward. Label rows between the same low-resolution rows, on average: at least, then classes and rows at a time. More rows share each
-# load, but keep six numbers each in registers: 8 rows, for stride 8, leave room for 2 classes.
-FORWARD = ((6.0, 2, 8), (2.5, 4, 4), (1.5, 4, 2), (0.0, 4, 1))
-COLUMNS = 128  # label columns per block: one per thread
-# Backward. Classes at a time: instructions per pixel and class. 8 at a time spill.
-BACKWARD = {1: 60, 2: 38, 3: 32, 4: 29}
-PIXELS = (5, 4, 3)  # of a quad's row at once: all nine of stride 8 spill and gain nothing; a teacher on a grid of its own leaves room for 4
-LANES = 128  # quad columns per block: one per thread
-ROWS, FEWEST, BLOCKS = 16, 4, 512  # low-resolution rows one lane marches down, and one more; fewer where blocks would be too few to share
+from kernels.upsample_ce_kl import plan
 
 
 def forward(
@@ -47,9 +35,9 @@ def forward(
     ce, l1 = (torch.empty(labels.shape, dtype=torch.float32, device=device) for _ in range(2))
     kl, ls, lt = (torch.empty((0,) if teacher is None else labels.shape, dtype=torch.float32, device=device) for _ in range(3))
     (y, x), (ty, tx) = (_axes(logits, H, W, align_corners) for logits in (student, other))
-    groups, classes, rows = row_groups(h, th, H, align_corners, device)
+    groups, classes, rows = plan.row_groups(h, th, H, align_corners, device)
     with torch.cuda.device_of(student):  # Triton launches on the current device, which may be another
-        upsample_ce_kl_forward[(triton.cdiv(W, COLUMNS), len(groups), B)](
+        upsample_ce_kl_forward[(triton.cdiv(W, plan.COLUMNS), len(groups), B)](
             *(student, other, labels, groups),
             *(y.quad, y.fraction, x.quad, x.fraction, ty.quad, ty.fraction, tx.quad, tx.fraction),
             *(ce, kl, l1, ls, lt),
@@ -58,8 +46,8 @@ def forward(
             T1=temperature == 1,
             CC=classes,
             R=rows,
-            BX=COLUMNS,
-            num_warps=WARPS,
+            BX=plan.COLUMNS,
+            num_warps=plan.WARPS,
             enable_fp_fusion=True,  # no longer the default in Triton 3.10
         )
     return ce, kl, l1, ls, lt
@@ -86,11 +74,11 @@ def backward(
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     foreign = (th, tw) != (h, w)
     (y, x), (ty, tx) = (_axes(logits, H, W, align_corners) for logits in (student, other))
-    classes = min(BACKWARD, key=lambda n: triton.cdiv(C, n) * n * BACKWARD[n])
-    segments, rows = marches(B, h, w, triton.cdiv(C, classes))
+    classes = plan.together(C)
+    segments, rows = plan.marches(B, h, w, triton.cdiv(C, classes))
     lanes = B * segments * (w + 1)
     with torch.cuda.device_of(student):
-        upsample_ce_kl_backward[(triton.cdiv(C, classes), triton.cdiv(lanes, LANES - 1))](
+        upsample_ce_kl_backward[(triton.cdiv(C, classes), triton.cdiv(lanes, plan.LANES - 1))](
             *(student, other, labels),
             *(y.start, y.fraction, x.start, x.fraction, ty.quad, ty.fraction, tx.quad, tx.fraction),
             *(l1, ls, lt, a, b, grad),
@@ -99,10 +87,10 @@ def backward(
             SAME=teacher is not None and not foreign,
             T1=temperature == 1,
             CC=classes,
-            BL=LANES,
+            BL=plan.LANES,
             MOST=x.most,
-            RX=unrolled(x.most, foreign),
-            num_warps=WARPS,
+            RX=plan.unrolled(x.most, foreign),
+            num_warps=plan.WARPS,
             enable_fp_fusion=True,
         )
     return grad
@@ -113,37 +101,10 @@ def _axes(logits: Tensor, H: int, W: int, align_corners: bool) -> tuple[Axis, Ax
     return axis(h, H, align_corners, str(logits.device)), axis(w, W, align_corners, str(logits.device))
 
 
-@lru_cache(maxsize=64)
-def row_groups(h: int, th: int, H: int, align_corners: bool, device: str) -> tuple[Tensor, int, int]:
-    """(n, 2) int32, first label row and number of rows: groups that lie in one quad row of both grids; classes and rows at a time."""
-    quads = torch.stack([axis(n, H, align_corners).quad for n in (h, th)])
-    row = torch.arange(H)
-    new = torch.cat([torch.ones(1, dtype=torch.bool), (quads[:, 1:] != quads[:, :-1]).any(0)])
-    classes, rows = next(config for mean, *config in FORWARD if H / int(new.sum()) >= mean)
-    into = row - torch.where(new, row, 0).cummax(0).values  # rows since the quads began
-    first = row[into % rows == 0]
-    return torch.stack([first, torch.cat([first[1:], row[-1:] + 1]) - first], 1).to(device, torch.int32), classes, rows
-
-
-def marches(B: int, h: int, w: int, chunks: int) -> tuple[int, int]:
-    """Into how many segments of how many low-resolution rows the backward kernel cuts a map. No cut changes a bit of the gradient."""
-    rows = ROWS
-    while rows > FEWEST and B * triton.cdiv(h, rows) * (w + 1) * chunks < BLOCKS * (LANES - 1):
-        rows //= 2
-    segments = triton.cdiv(h, rows)
-    return segments, triton.cdiv(h, segments)
-
-
-def unrolled(most: int, foreign: bool) -> int:
-    """How many of at most `most` pixels of a quad's row the backward kernel takes at once, so that few are computed only to be masked."""
-    sizes = PIXELS[1:] if foreign else PIXELS
-    return most if most <= sizes[0] else min(sizes, key=lambda n: triton.cdiv(most, n) * n)
-
-
 def ahead() -> list[tuple]:
     """(name, kernel, signature, constants, warps) of what is launched, the most used first: to be compiled where there is no GPU."""
-    forward = {"KL": True, "T1": False, "CC": 4, "R": 4, "BX": COLUMNS}
-    backward = {"KL": True, "SAME": True, "T1": False, "CC": 4, "BL": LANES, "MOST": 4, "RX": 4}
+    forward = {"KL": True, "T1": False, "CC": 4, "R": 4, "BX": plan.COLUMNS}
+    backward = {"KL": True, "SAME": True, "T1": False, "CC": 4, "BL": plan.LANES, "MOST": 4, "RX": 4}
     alone, five = {"KL": False, "T1": True}, {"MOST": 5, "RX": 5}
     return [
         _described("bf16", upsample_ce_kl_forward, forward),
@@ -151,7 +112,7 @@ def ahead() -> list[tuple]:
         _described("fp32", upsample_ce_kl_forward, forward),
         _described("bf16", upsample_ce_kl_backward, backward),
         _described("bf16, stride 8", upsample_ce_kl_forward, forward | {"CC": 2, "R": 8}),
-        _described("bf16, stride 8", upsample_ce_kl_backward, backward | {"MOST": 9, "RX": unrolled(9, False)}),
+        _described("bf16, stride 8", upsample_ce_kl_backward, backward | {"MOST": 9, "RX": plan.unrolled(9, False)}),
         _described("bf16, no teacher", upsample_ce_kl_forward, forward | alone),
         _described("bf16, no teacher", upsample_ce_kl_backward, backward | alone | {"SAME": False}),
         _described("bf16, five pixels", upsample_ce_kl_backward, backward | five),
@@ -169,7 +130,7 @@ def _described(name: str, kernel, constants: dict) -> tuple:
     kinds |= dict.fromkeys(("student", "teacher", "grad"), f"*{name[:4]}") | dict.fromkeys(("groups", "start_y", "start_x"), "*i32")
     kinds |= dict.fromkeys(("quad_y", "quad_x", "teacher_quad_y", "teacher_quad_x"), "*i32") | {"labels": "*u8"}
     signature = {argument: kinds.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
-    return f"{kernel.__name__} {name}", kernel, signature, constants, WARPS
+    return f"{kernel.__name__} {name}", kernel, signature, constants, plan.WARPS
 
 
 LN2 = tl.constexpr(math.log(2))

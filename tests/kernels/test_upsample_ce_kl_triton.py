@@ -10,7 +10,7 @@ from torch.testing import assert_close
 pytest.importorskip("triton")
 
 from kernels.tables import axis
-from kernels.upsample_ce_kl import fused, triton_, upsample_ce_kl
+from kernels.upsample_ce_kl import fused, plan, triton_, upsample_ce_kl
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -104,7 +104,7 @@ def test_no_cut_into_blocks_and_segments_changes_a_bit(monkeypatch):
     whole = run(*given, temperature=2.0)
     again = run(*given, temperature=2.0)
     for name, small in {"COLUMNS": 4, "LANES": 16, "ROWS": 2, "FEWEST": 1}.items():
-        monkeypatch.setattr(triton_, name, small)
+        monkeypatch.setattr(plan, name, small)
     for once, twice, cut in zip(whole, again, run(*given, temperature=2.0), strict=True):
         assert torch.equal(once, twice) and torch.equal(once, cut)
 
@@ -180,7 +180,7 @@ def test_compiled_as_one_graph_it_gives_the_same_bits():
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize(("h", "th", "H"), [(128, 128, 512), (64, 64, 512), (128, 64, 512), (7, 5, 50), (9, 4, 5), (1, 1, 3), (4, 4, 4)])
 def test_row_groups_hold_every_row_once_and_never_two_quads(h, th, H, align):
-    groups, _, most = triton_.row_groups(h, th, H, align, "cpu")
+    groups, _, most = plan.row_groups(h, th, H, align, "cpu")
     rows = [range(first, first + count) for first, count in groups.tolist()]
     assert [row for group in rows for row in group] == list(range(H)) and max(map(len, rows)) <= most
     for quad in (axis(h, H, align).quad.tolist(), axis(th, H, align).quad.tolist()):
@@ -188,7 +188,7 @@ def test_row_groups_hold_every_row_once_and_never_two_quads(h, th, H, align):
 
 
 def test_configurations_are_the_ones_that_were_counted():
-    assert [triton_.row_groups(h, h, 512, False, "cpu")[1:] for h in (64, 128, 256, 512)] == [(2, 8), (4, 4), (4, 2), (4, 1)]
-    assert [triton_.unrolled(most, False) for most in (1, 4, 5, 6, 7, 8, 9, 16, 33)] == [1, 4, 5, 3, 4, 4, 3, 4, 3]
-    assert triton_.unrolled(5, True) == 3
-    assert triton_.marches(8, 128, 256, 5) == (8, 16) and triton_.marches(1, 3, 3, 1) == (1, 3)
+    assert [plan.row_groups(h, h, 512, False, "cpu")[1:] for h in (64, 128, 256, 512)] == [(2, 8), (4, 4), (4, 2), (4, 1)]
+    assert [plan.unrolled(most, False) for most in (1, 4, 5, 6, 7, 8, 9, 16, 33)] == [1, 4, 5, 3, 4, 4, 3, 4, 3]
+    assert plan.unrolled(5, True) == 3
+    assert plan.marches(8, 128, 256, 5) == (8, 16) and plan.marches(1, 3, 3, 1) == (1, 3)

@@ -32,9 +32,10 @@ def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
     sums = kl if parts == 1 else torch.empty((5, rows, parts), dtype=torch.float32, device=student.device)
     scale = math.log2(math.e) / temperature
     fixed = {"PART": part, "WHOLE": parts == 1, "num_warps": _warps(part), "enable_fp_fusion": True}
-    _sums[(rows, parts)](student, teacher, sums, kl, ls, lt, pixels, scale, **fixed)
-    if parts > 1:
-        _join[(rows,)](sums, kl, ls, lt, parts, PARTS=triton.next_power_of_2(parts), num_warps=1, enable_fp_fusion=True)
+    with torch.cuda.device_of(student):  # Triton launches on the current device, which may be another
+        _sums[(rows, parts)](student, teacher, sums, kl, ls, lt, pixels, scale, **fixed)
+        if parts > 1:
+            _join[(rows,)](sums, kl, ls, lt, parts, PARTS=triton.next_power_of_2(parts), num_warps=1, enable_fp_fusion=True)
     return kl, ls, lt
 
 
@@ -44,7 +45,9 @@ def backward(student: Tensor, teacher: Tensor, ls: Tensor, lt: Tensor, upstream:
     part = min(triton.next_power_of_2(pixels), 2 * SMALLEST)  # nothing is summed over a row: any part does
     fixed = {"PART": part, "num_warps": _warps(part), "enable_fp_fusion": True}
     scale = math.log2(math.e) / temperature
-    _gradient[(rows, triton.cdiv(pixels, part))](student, teacher, ls, lt, upstream, grad, pixels, scale, 1 / temperature, **fixed)
+    grid = (rows, triton.cdiv(pixels, part))
+    with torch.cuda.device_of(student):
+        _gradient[grid](student, teacher, ls, lt, upstream, grad, pixels, scale, 1 / temperature, **fixed)
     return grad
 
 

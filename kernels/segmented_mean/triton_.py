@@ -19,7 +19,8 @@ def forward(features: Tensor, labels: Tensor, classes: int, per_image: bool) -> 
     sums = torch.empty((images, channels + 1, classes), dtype=torch.float32, device=features.device)
     width = triton.next_power_of_2(classes)
     fixed = {"BLOCK": BLOCK, "WIDTH": width, "num_warps": WARPS, "enable_fp_fusion": True}
-    _sums[(channels + 1, images)](features, _narrow(labels), sums, channels, classes, h * w, **fixed)
+    with torch.cuda.device_of(features):  # Triton launches on the current device, which may be another
+        _sums[(channels + 1, images)](features, _narrow(labels), sums, channels, classes, h * w, **fixed)
     if not per_image:
         sums = sums.sum(0)
     counts = sums[..., -1, :]  # whole numbers
@@ -34,7 +35,8 @@ def backward(upstream: Tensor, labels: Tensor, counts: Tensor, dtype: torch.dtyp
     stride = channels * classes if upstream.dim() == 3 else 0
     fixed = {"BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": True}
     grid = (channels, images, triton.cdiv(h * w, BLOCK))
-    _look_up[grid](table, _narrow(labels), grad, channels, classes, h * w, stride, **fixed)
+    with torch.cuda.device_of(labels):
+        _look_up[grid](table, _narrow(labels), grad, channels, classes, h * w, stride, **fixed)
     return grad
 
 

@@ -34,7 +34,8 @@ def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
     kl, zs, zt = (torch.empty((images, images, pixels), dtype=torch.float32, device=student.device) for _ in range(3))
     launch = _constants(student, teacher) | FORWARD[student.element_size()]
     grid = (triton.cdiv(pixels, launch["BM"]), images, images)
-    _divergence[grid](student, teacher, kl, zs, zt, pixels, math.log2(math.e) / temperature, **launch, enable_fp_fusion=True)
+    with torch.cuda.device_of(student):  # Triton launches on the current device, which may be another
+        _divergence[grid](student, teacher, kl, zs, zt, pixels, math.log2(math.e) / temperature, **launch, enable_fp_fusion=True)
     return kl.mean(), zs, zt
 
 
@@ -45,7 +46,8 @@ def backward(student: Tensor, teacher: Tensor, zs: Tensor, zt: Tensor, upstream:
     grid = (triton.cdiv(pixels, launch["BM"]), triton.cdiv(channels, launch["CHUNK"]), images)
     scale, factor = math.log2(math.e) / temperature, 1 / (temperature * pixels * images**2)
     tensors = (student, teacher, zs, zt, upstream, grad)
-    _gradient[grid](*tensors, images, pixels, scale, factor, **launch, enable_fp_fusion=True)
+    with torch.cuda.device_of(student):
+        _gradient[grid](*tensors, images, pixels, scale, factor, **launch, enable_fp_fusion=True)
     return grad
 
 

@@ -119,13 +119,13 @@ def _prepared(contender: Contender, sizes, size: dict, given: list, device: str,
     """Warm, and what need not be timed: memory, the error of the gradient, whether it repeats bit for bit."""
     try:
         began = time.perf_counter()
-        _step(contender, given, device)
+        step(contender, given, device)
         first = time.perf_counter() - began
-        _step(contender, given, device)
+        step(contender, given, device)
         before = _memory(device, reset=True)
-        gradient = _step(contender, given, device)[2]
+        gradient = step(contender, given, device)[2]
         extra = (_memory(device) - before) / 2**20
-        repeats = torch.equal(gradient, _step(contender, given, device)[2])
+        repeats = torch.equal(gradient, step(contender, given, device)[2])
         del gradient
         told = {"failed": None, "first_s": round(first, 2), "extra_mib": round(extra, 1), "repeats": repeats}
         return told | {"gradient_error": _error(contender, sizes, size, device, dtype)}
@@ -135,10 +135,14 @@ def _prepared(contender: Contender, sizes, size: dict, given: list, device: str,
 
 def _error(contender: Contender, sizes, size: dict, device: str, dtype: torch.dtype) -> float:
     given = sizes.inputs(**size | {"batch": 1}, device=device, dtype=dtype, seed=7)
-    found = _step(contender, given, device)[2].double()
-    exact = [v.detach().double().requires_grad_(v.requires_grad) if isinstance(v, Tensor) and v.is_floating_point() else v for v in given]
-    truth = _step(Contender("truth", lambda *g: sizes.loss(*g, using="reference")), exact, device)[2]
+    found = step(contender, given, device)[2].double()
+    truth = step(Contender("truth", lambda *g: sizes.loss(*g, using="reference")), exact(given), device)[2]
     return float((found - truth).norm() / truth.norm())
+
+
+def exact(given: list) -> list:
+    """The same in float64."""
+    return [v.detach().double().requires_grad_(v.requires_grad) if isinstance(v, Tensor) and v.is_floating_point() else v for v in given]
 
 
 def _raced(contenders: list[Contender], sets: list, asked: argparse.Namespace, told: dict) -> None:
@@ -146,14 +150,14 @@ def _raced(contenders: list[Contender], sets: list, asked: argparse.Namespace, t
     order = random.Random(0)
     for i in range(asked.rounds):
         for contender in order.sample(contenders, len(contenders)):
-            times[contender.name].append(_step(contender, sets[i % len(sets)], asked.device)[:2])
+            times[contender.name].append(step(contender, sets[i % len(sets)], asked.device)[:2])
     for name, steps in times.items():
         forward, backward = (statistics.median(part) for part in zip(*steps, strict=True))
         both = [f + b for f, b in steps]
         told[name] |= {"forward_ms": forward, "backward_ms": backward, "ms": statistics.median(both), "all_ms": [round(v, 4) for v in both]}
 
 
-def _step(contender: Contender, given: list, device: str) -> tuple[float, float, Tensor]:
+def step(contender: Contender, given: list, device: str) -> tuple[float, float, Tensor]:
     """Milliseconds forward and backward, and the gradient."""
     given[0].grad = None
     torch.use_deterministic_algorithms(contender.deterministic)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import driver, native
+from kernels import driver, native, tuned
 
 # In the order in which "auto" tries them. Triton comes before CUDA until CUDA has been measured to be faster on a GPU.
 FILES = {"triton": "triton_", "cuda": "cuda_", "cpu": "cpu", "blocks": "blocks", "reference": "reference"}
@@ -71,10 +71,14 @@ def unfit(name: str, device: str, dtype: torch.dtype) -> str:
     return {"triton": _triton, "cuda": _cuda, "cpu": _cpu, "blocks": lambda device: ""}[name](device)
 
 
-def choices(device: str) -> dict[str, str]:
-    """{operation: variant}: what "auto" takes on a device, for a record of what ran."""
-    found = sorted(path.parent.name for path in Path(__file__).parent.glob("*/reference.py"))
-    return {name: variant(f"{__package__}.{name}", "auto", device, torch.float32) for name in found}
+def choices(device: torch.device) -> dict[str, str]:
+    """{operation: variant}: what "auto" takes on a device, for a record of what ran; and whether by configurations measured on it."""
+    told = {}
+    for operation in sorted(f"{__package__}.{path.parent.name}" for path in Path(__file__).parent.glob("*/reference.py")):
+        name = variant(operation, "auto", device.type, torch.float32)
+        of_triton = name in ("triton", "cuda")  # the forward of a cuda variant may be Triton's
+        told[operation.rpartition(".")[2]] = f"{name}, {tuned.used(operation, device)}" if of_triton else name
+    return told
 
 
 def slow(device: str) -> str:

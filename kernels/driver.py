@@ -31,6 +31,13 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
+def version() -> str:
+    """The CUDA version that the driver serves."""
+    number = c_int()
+    _call("cuDriverGetVersion", byref(number))
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
 def launch(built: Path, kernel: str, blocks: int, threads: int, arguments: Structure, device: torch.device) -> None:
     """On torch's stream of `device`, after what is already there. The kernel takes one structure, by value."""
     with torch.cuda.device(device):

@@ -278,5 +278,5 @@ class Loop:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         peak = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None
         parameters = sum(p.numel() for p in self.pupil.student.parameters())
-        ran = {"device": name, "processes": self.peers.count, "torch": torch.__version__, "kernels": choices(self.device.type)}
+        ran = {"device": name, "processes": self.peers.count, "torch": torch.__version__, "kernels": choices(self.device)}
         return ran | {"peak_mb": peak, "parameters": parameters}

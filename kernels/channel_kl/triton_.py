@@ -17,9 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import tuned
+
 SMALLEST, LARGEST = 1024, 16384  # pixels of a program: 16384 are 32 values of each map in each thread of 16 warps
 WAVES = 4  # programs for each multiprocessor, at least, where rows can be cut
+EACH = 512  # pixels of a warp
 PROCESSORS = 132  # of an H100 or H200: what is assumed where no device can be asked
+SPACE = {  # what kernels.tune measures
+    "sums": [{"largest": p, "waves": w, "each": n} for p in (4096, 8192, 16384) for w in (2, 4, 8) for n in (256, 512, 1024)],
+    "gradient": [{"largest": p, "each": n} for p in (1024, 2048, 4096, 8192) for n in (256, 512, 1024)],
+}
 LN2 = tl.constexpr(math.log(2))
 
 
@@ -27,11 +34,12 @@ def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
     """kl, ls, lt, each (B, C)."""
     rows, pixels = student.shape[0] * student.shape[1], student.shape[2] * student.shape[3]
     kl, ls, lt = (torch.empty(student.shape[:2], dtype=torch.float32, device=student.device) for _ in range(3))
-    part = _part(rows, pixels, student.device)
+    config = _config("sums", student, {"largest": LARGEST, "waves": WAVES, "each": EACH})
+    part = _part(rows, pixels, student.device, config["largest"], config["waves"])
     parts = triton.cdiv(pixels, part)
     sums = kl if parts == 1 else torch.empty((5, rows, parts), dtype=torch.float32, device=student.device)
     scale = math.log2(math.e) / temperature
-    fixed = {"PART": part, "WHOLE": parts == 1, "num_warps": _warps(part), "enable_fp_fusion": True}
+    fixed = {"PART": part, "WHOLE": parts == 1, "num_warps": _warps(part, config["each"]), "enable_fp_fusion": True}
     with torch.cuda.device_of(student):  # Triton launches on the current device, which may be another
         _sums[(rows, parts)](student, teacher, sums, kl, ls, lt, pixels, scale, **fixed)
         if parts > 1:
@@ -42,8 +50,9 @@ def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
 def backward(student: Tensor, teacher: Tensor, ls: Tensor, lt: Tensor, upstream: Tensor, temperature: float) -> Tensor:
     rows, pixels = student.shape[0] * student.shape[1], student.shape[2] * student.shape[3]
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device)
-    part = min(triton.next_power_of_2(pixels), 2 * SMALLEST)  # nothing is summed over a row: any part does
-    fixed = {"PART": part, "num_warps": _warps(part), "enable_fp_fusion": True}
+    config = _config("gradient", student, {"largest": 2 * SMALLEST, "each": EACH})
+    part = min(triton.next_power_of_2(pixels), config["largest"])  # nothing is summed over a row: any part does
+    fixed = {"PART": part, "num_warps": _warps(part, config["each"]), "enable_fp_fusion": True}
     scale = math.log2(math.e) / temperature
     grid = (rows, triton.cdiv(pixels, part))
     with torch.cuda.device_of(student):
@@ -68,17 +77,23 @@ def ahead() -> list[tuple]:
     return cases
 
 
-def _part(rows: int, pixels: int, device: torch.device) -> int:
+def _config(kernel: str, student: Tensor, shipped: dict[str, int]) -> dict[str, int]:
+    pixels = triton.next_power_of_2(student.shape[2] * student.shape[3])
+    key = f"to {pixels} pixels", str(student.dtype).removeprefix("torch.")
+    return tuned.configuration(__package__, kernel, key, shipped, student.device)
+
+
+def _part(rows: int, pixels: int, device: torch.device, largest: int = LARGEST, waves: int = WAVES) -> int:
     """How many pixels of a row one program takes. It follows from the shape and the device alone, so sums keep their order."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
-    part = min(triton.next_power_of_2(pixels), LARGEST)
-    while part > SMALLEST and rows * triton.cdiv(pixels, part) < WAVES * processors:
+    part = min(triton.next_power_of_2(pixels), largest)
+    while part > SMALLEST and rows * triton.cdiv(pixels, part) < waves * processors:
         part //= 2
     return part
 
 
-def _warps(part: int) -> int:
-    return max(1, min(16, part // 512))
+def _warps(part: int, each: int = EACH) -> int:
+    return max(1, min(16, part // each))
 
 
 @triton.jit

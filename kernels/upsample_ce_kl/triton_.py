@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels.tables import Axis, axis
 from kernels.upsample_ce_kl import plan
+from kernels.upsample_ce_kl.plan import SPACE as SPACE
 
 
 def forward(
@@ -35,19 +36,17 @@ def forward(
     ce, l1 = (torch.empty(labels.shape, dtype=torch.float32, device=device) for _ in range(2))
     kl, ls, lt = (torch.empty((0,) if teacher is None else labels.shape, dtype=torch.float32, device=device) for _ in range(3))
     (y, x), (ty, tx) = (_axes(logits, H, W, align_corners) for logits in (student, other))
-    groups, classes, rows = plan.row_groups(h, th, H, align_corners, device)
+    flags = {"KL": teacher is not None, "T1": temperature == 1}
+    config = plan.forward(student, th, H, align_corners, flags)
+    groups = plan.row_groups(h, th, H, align_corners, config["R"], device)
     with torch.cuda.device_of(student):  # Triton launches on the current device, which may be another
-        upsample_ce_kl_forward[(triton.cdiv(W, plan.COLUMNS), len(groups), B)](
+        upsample_ce_kl_forward[(triton.cdiv(W, config["BX"]), len(groups), B)](
             *(student, other, labels, groups),
             *(y.quad, y.fraction, x.quad, x.fraction, ty.quad, ty.fraction, tx.quad, tx.fraction),
             *(ce, kl, l1, ls, lt),
             *(C, h, w, th, tw, H, W, ignore, math.log2(math.e) / temperature, temperature),
-            KL=teacher is not None,
-            T1=temperature == 1,
-            CC=classes,
-            R=rows,
-            BX=plan.COLUMNS,
-            num_warps=plan.WARPS,
+            **flags,
+            **config,
             enable_fp_fusion=True,  # no longer the default in Triton 3.10
         )
     return ce, kl, l1, ls, lt
@@ -74,23 +73,21 @@ def backward(
     grad = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     foreign = (th, tw) != (h, w)
     (y, x), (ty, tx) = (_axes(logits, H, W, align_corners) for logits in (student, other))
-    classes = plan.together(C)
-    segments, rows = plan.marches(B, h, w, triton.cdiv(C, classes))
+    flags = {"KL": teacher is not None, "SAME": teacher is not None and not foreign, "T1": temperature == 1}
+    config = plan.backward(student, x.most, flags)
+    chunks = triton.cdiv(C, config["CC"])
+    segments, rows = plan.marches(B, h, w, chunks, config["RS"], config["BL"])
     lanes = B * segments * (w + 1)
     with torch.cuda.device_of(student):
-        upsample_ce_kl_backward[(triton.cdiv(C, classes), triton.cdiv(lanes, plan.LANES - 1))](
+        upsample_ce_kl_backward[(chunks, triton.cdiv(lanes, config["BL"] - 1))](
             *(student, other, labels),
             *(y.start, y.fraction, x.start, x.fraction, ty.quad, ty.fraction, tx.quad, tx.fraction),
             *(l1, ls, lt, a, b, grad),
             *(C, h, w, th, tw, H, W, segments, lanes, rows, y.most, ignore, math.log2(math.e) / temperature, temperature),
-            KL=teacher is not None,
-            SAME=teacher is not None and not foreign,
-            T1=temperature == 1,
-            CC=classes,
-            BL=plan.LANES,
+            **flags,
+            **{name: config[name] for name in ("CC", "BL", "num_warps")},
             MOST=x.most,
             RX=plan.unrolled(x.most, foreign),
-            num_warps=plan.WARPS,
             enable_fp_fusion=True,
         )
     return grad

@@ -26,6 +26,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def shipped(tmp_path_factory):
+    """No test launches what `python -m kernels.tune` once measured on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def guard(monkeypatch):
     """guard(module): what it takes by torch.empty is NaN until written, between guards that are looked at when the test is over."""

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 pytest.importorskip("triton")
 
+from kernels import tuned
 from kernels.tables import axis
 from kernels.upsample_ce_kl import fused, plan, triton_, upsample_ce_kl
 
@@ -180,15 +181,28 @@ def test_compiled_as_one_graph_it_gives_the_same_bits():
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize(("h", "th", "H"), [(128, 128, 512), (64, 64, 512), (128, 64, 512), (7, 5, 50), (9, 4, 5), (1, 1, 3), (4, 4, 4)])
 def test_row_groups_hold_every_row_once_and_never_two_quads(h, th, H, align):
-    groups, _, most = plan.row_groups(h, th, H, align, "cpu")
-    rows = [range(first, first + count) for first, count in groups.tolist()]
-    assert [row for group in rows for row in group] == list(range(H)) and max(map(len, rows)) <= most
+    groups = plan.row_groups(h, th, H, align, 4, "cpu").tolist()
+    rows = [range(first, first + count) for first, count in groups]
+    assert [row for group in rows for row in group] == list(range(H)) and max(map(len, rows)) <= 4
     for quad in (axis(h, H, align).quad.tolist(), axis(th, H, align).quad.tolist()):
         assert all(len({quad[row] for row in group}) == 1 for group in rows)
 
 
 def test_configurations_are_the_ones_that_were_counted():
-    assert [plan.row_groups(h, h, 512, False, "cpu")[1:] for h in (64, 128, 256, 512)] == [(2, 8), (4, 4), (4, 2), (4, 1)]
+    found = [plan.forward(torch.empty(1, 19, h, 1), h, 512, False, {}) for h in (64, 128, 256, 512)]
+    assert [(config["CC"], config["R"]) for config in found] == [(2, 8), (4, 4), (4, 2), (4, 1)]
+    assert [plan.backward(torch.empty(1, C, 1, 1), 4, {})["CC"] for C in (1, 2, 3, 9, 19, 150)] == [1, 2, 3, 3, 4, 4]
     assert [plan.unrolled(most, False) for most in (1, 4, 5, 6, 7, 8, 9, 16, 33)] == [1, 4, 5, 3, 4, 4, 3, 4, 3]
     assert plan.unrolled(5, True) == 3
     assert plan.marches(8, 128, 256, 5) == (8, 16) and plan.marches(1, 3, 3, 1) == (1, 3)
+
+
+@pytest.mark.parametrize("space", [{"CC": 2, "R": 8, "BX": 4}, {"CC": 4, "R": 2, "BX": 64}, {"CC": 3, "BL": 16, "RS": 2}], ids=str)
+def test_every_kind_of_configuration_gives_the_numbers_of_the_reference(space, monkeypatch):
+    ships = tuned.configuration
+    monkeypatch.setattr(
+        tuned, "configuration", lambda *asked: (config := ships(*asked)) | {name: space.get(name, config[name]) for name in config}
+    )
+    given = drawn(1, 5, (3, 3), (3, 3), (9, 10))
+    for found, wanted, tolerance in zip(run(*given, temperature=2.0), truth(*given, temperature=2.0), (1e-6, 1e-6, 2e-6), strict=True):
+        assert_near(found, wanted, tolerance, floor=1.0)

@@ -1,10 +1,12 @@
 """All that a GPU has to say about the loss kernels: tests at real sizes, the memory checker, and speed. `make gpu-check`.
 
-    python benchmarks/gpu_check.py [--minutes 8] [--tiny]
+    python benchmarks/gpu_check.py [--minutes 8] [--tune] [--tiny]
 
 Needs PyTorch, Triton, NumPy and pytest, and nothing else of this package. Writes benchmarks/gpu/<device>-<date>.json, with a table in
-Markdown and all that pytest said beside it. Speed is not told where a test fails. --tiny rehearses all of it where there is no GPU:
-Triton's interpreter on a CPU, and sizes that tell nothing about speed; its files say so in their names.
+Markdown and all that pytest said beside it. Speed is not told where a test fails. All of it runs with the launch configurations that
+ship, whatever was tuned on this machine before; --tune gives half of the time for speed to what other configurations would bring.
+--tiny rehearses all of it where there is no GPU: Triton's interpreter on a CPU, and sizes that tell nothing about speed; its files
+say so in their names.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,7 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kernels import bench, choose, native  # noqa: E402
+from kernels import bench, choose, native, tune  # noqa: E402
 
 FIRST = "upsample_ce_kl"  # the most used operation is measured first, for the time may run out
 
@@ -43,7 +46,12 @@ def main() -> int:
     began = time.monotonic()
     device = "cpu" if asked.tiny else "cuda"
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # where a package may have been brought along
-    environment = {**os.environ, "PYTHONPATH": paths} | ({"TRITON_INTERPRET": "1"} if asked.tiny else {})
+    with tempfile.TemporaryDirectory() as cache:
+        return checked(asked, device, began, {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": cache})
+
+
+def checked(asked: argparse.Namespace, device: str, began: float, environment: dict) -> int:
+    environment |= {"TRITON_INTERPRET": "1"} if asked.tiny else {}
     name = "interpreter" if asked.tiny else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     out = ROOT / "benchmarks/gpu" / f"{name}-{time.strftime('%Y-%m-%d')}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +63,15 @@ def main() -> int:
     if tests["passed"]:
         left = max(60.0, 60 * asked.minutes - (time.monotonic() - began) - 10)
         out.unlink(missing_ok=True)  # what an earlier check measured
+        common = ["--device", device, "--seconds", f"{left / 2 if asked.tune else left:.0f}", *(["--tiny"] if asked.tiny else [])]
         operations = sorted(bench.measurable(), key=lambda name: name != FIRST)
-        command = [sys.executable, "-m", "kernels.bench", *operations, "--untested", "--device", device]
-        command += ["--seconds", f"{left:.0f}", "--json", str(out), *(("--tiny", "--rounds", "1") if asked.tiny else ("--rounds", "30"))]
-        told["bench"] = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        command = [sys.executable, "-m", "kernels.bench", *operations, "--untested", *common, "--json", str(out)]
+        told["bench"] = subprocess.run([*command, "--rounds", "1" if asked.tiny else "30"], cwd=ROOT, env=environment).returncode
         told["results"] = json.loads(out.read_text())["results"] if out.exists() else []
+        if asked.tune:
+            subprocess.run([sys.executable, "-m", "kernels.tune", *common], cwd=ROOT, env=environment)
+            written = next(Path(environment["XDG_CACHE_HOME"]).glob("stillhouse/kernels/*.json"), None)
+            told["tuned"] = json.loads(written.read_text())["measured"] if written else []
     told["seconds"] = round(time.monotonic() - began)
     out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(page(told), encoding="utf-8")
@@ -135,12 +147,16 @@ def page(told: dict) -> str:
         return "\n".join([*lines, "", "No speed is told: a test failed."]) + "\n"
     for result in told["results"]:
         lines += ["", "```", *bench.table(result)[1:], "```"]
+    if told.get("tuned"):
+        lines += ["", "What `python -m kernels.tune` finds, forward and backward together:", ""]
+        lines += ["```", *map(tune.line, told["tuned"]), "```"]
     return "\n".join(lines) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--tune", action="store_true", help="see what other launch configurations would bring")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
     return parser

@@ -22,9 +22,8 @@ from kernels import bench, tuned
 from kernels.choose import unfit, variants
 
 MARGIN = 0.02  # of the time of a step: less is noise
-FIRST, LAST, LEFT = 3, 20, 3  # steps of each; steps of those that are left; how many are left, beside the shipped one
+ROUNDS, LEFT = (3, 20), 3  # steps of each, then of those that are left; how many are left, beside the shipped one
 NEAR = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 5e-3}  # of the gradient's norm: a thousandth of the pixels gone wrong is more
-TINY = 2  # configurations of each kernel at the tiny size, which tells nothing
 LOSS = 1e-4  # of the loss, which every kernel sums in float32
 
 Step = Callable[[bench.Contender, list, str], tuple[float, float, Tensor]]  # milliseconds forward and backward, and the gradient
@@ -42,7 +41,8 @@ def main() -> int:
     ends = time.monotonic() + (asked.seconds or float("inf"))
     print(", ".join(bench.machine(asked.device).values()))
     for operation in asked.operations or tunable():
-        for record in search(operation, device, "tiny" if asked.tiny else asked.device, asked.dtypes, ends):
+        less = {"rounds": (1, 1), "most": 2} if asked.tiny else {}
+        for record in search(operation, device, "tiny" if asked.tiny else asked.device, asked.dtypes, ends, **less):
             print(line(record), flush=True)
             try:
                 tuned.store(device, [record])
@@ -60,16 +60,23 @@ def tunable() -> list[str]:
 
 
 def search(
-    operation: str, device: torch.device, at: str, kinds: list[str] | None = None, ends: float = float("inf"), step: Step = bench.step
+    operation: str,
+    device: torch.device,
+    at: str,
+    kinds: list[str] | None = None,
+    ends: float = float("inf"),
+    rounds: tuple[int, int] = ROUNDS,
+    most: int | None = None,
+    step: Step = bench.step,
 ) -> Iterator[dict[str, Any]]:
-    """One record for each kernel and key that the sizes `at` the benchmark lead to; what was found before is measured anew."""
+    """One record for each kernel and key that the benchmark's sizes for `at` lead to, of at most `most` configurations each."""
     package, sizes = f"kernels.{operation}", import_module(f"kernels.{operation}.sizes")
     space, table, done = import_module(f"{package}.triton_").SPACE, tuned.measured(package, device), set()
     table.clear()
     for title, size in sizes.SIZES[at].items():
         for kind in kinds or (("fp32",) if at == "tiny" else sizes.DTYPES[at]):
             try:
-                race = Race(sizes, size, kind, device, step)
+                race = Race(sizes, size, kind, device, rounds, step)
                 tuned.asked(package).clear()
                 if off := race.off():
                     raise SystemExit(f"{operation}, {title}, {kind}: what ships is wrong here ({off}); nothing is measured against it")
@@ -77,7 +84,7 @@ def search(
                     if time.monotonic() > ends:
                         return
                     of = {"operation": operation, "source": tuned.digest(package), "kernel": place[0], "key": place[1]}
-                    yield of | race.best(table, place, space[place[0]][: TINY if at == "tiny" else None]) | {"on": f"{title}, {kind}"}
+                    yield of | race.best(table, place, space[place[0]][:most], ends) | {"on": f"{title}, {kind}"}
                     done.add(place)
             except torch.OutOfMemoryError:
                 print(f"{operation}, {title}, {kind}: left out, the device has too little memory", flush=True)
@@ -86,8 +93,8 @@ def search(
 class Race:
     """Configurations at one size, each tried by putting it where a launch looks for it."""
 
-    def __init__(self, sizes, size: dict, kind: str, device: torch.device, step: Step):
-        self.kind, self.device, self.step, dtype = kind, device.type, step, bench.DTYPES[kind]
+    def __init__(self, sizes, size: dict, kind: str, device: torch.device, rounds: tuple[int, int], step: Step):
+        self.kind, self.device, self.rounds, self.step, dtype = kind, device.type, rounds, step, bench.DTYPES[kind]
         self.fast = bench.Contender("triton", lambda *given: sizes.loss(*given, using="triton"))
         truth = bench.Contender("truth", lambda *given: sizes.loss(*given, using="reference"))
         self.given = sizes.inputs(**size, device=self.device, dtype=dtype, seed=0)
@@ -103,10 +110,13 @@ class Race:
             return f"the loss is {loss:.6g} and should be {true_loss:.6g}"
         return "" if error <= near and worst <= 10 * near else f"the gradient is off by {error:.1e}, at one place by {worst:.1e}"
 
-    def best(self, table: dict, place: tuple[str, str], space: list[dict]) -> dict[str, Any]:
-        """The fastest configuration of a kernel, or None for the shipped one, with both times; it is left in the table."""
+    def best(self, table: dict, place: tuple[str, str], space: list[dict], ends: float) -> dict[str, Any]:
+        """The fastest configuration of a kernel, or None for the shipped one, with both times; it is left in the table. When the time
+        is up, no further one is tried."""
         near, wrong = [], []
         for config in (None, *space):
+            if near and time.monotonic() > ends:
+                break
             _put(table, place, config)
             try:
                 if off := self.off():
@@ -114,16 +124,16 @@ class Race:
                     continue
                 self.step(self.fast, self.given, self.device)
             except Exception as error:  # too many registers or too much shared memory: it is none
-                wrong.append(f"{config}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+                wrong.append(f"{config}: {type(error).__name__}: {str(error).partition(chr(10))[0][:120]}")
                 continue
             near.append(config)
-        first = self.times(table, place, near, FIRST)
+        first = self.times(table, place, near, self.rounds[0])
         left = [None, *sorted(filter(None, near), key=lambda config: first[near.index(config)])[:LEFT]]
-        last = self.times(table, place, left, LAST)
+        last = self.times(table, place, left, self.rounds[1])
         best = min(range(len(left)), key=last.__getitem__)
         best = best if last[best] < (1 - MARGIN) * last[0] else 0
         _put(table, place, left[best])
-        return {"config": left[best], "ms": last[best], "shipped_ms": last[0], "tried": len(space), "wrong": wrong}
+        return {"config": left[best], "ms": last[best], "shipped_ms": last[0], "tried": len(near) + len(wrong) - 1, "wrong": wrong}
 
     def times(self, table: dict, place: tuple[str, str], configs: list, rounds: int) -> list[float]:
         """Median milliseconds of a step with each, in turns, in a new order every round."""

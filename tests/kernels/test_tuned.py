@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,8 +132,6 @@ def test_a_folder_that_is_not_absolute_is_no_folder(monkeypatch):
 def measured_with(times: dict, monkeypatch, space=None):
     """{kernel: record}, with a clock that says what each configuration of `sums` takes; any other, the shipped one too, takes 1 ms."""
     monkeypatch.setattr(triton_, "SPACE", {"sums": space or [OTHER, THIRD], "gradient": triton_.SPACE["gradient"][:1]})
-    for name, count in {"FIRST": 1, "LAST": 1, "TINY": 9}.items():
-        monkeypatch.setattr(tune, name, count)
     anew()
 
     def step(contender, given, device):
@@ -137,7 +139,7 @@ def measured_with(times: dict, monkeypatch, space=None):
         gradient = bench.step(contender, given, device)[2]
         return next((ms for config, ms in times.items() if now and config == tuple(now.values())), 1.0) / 2, 0.0, gradient
 
-    found = tune.search("channel_kl", DEVICE, "tiny", step=step)
+    found = tune.search("channel_kl", DEVICE, "tiny", rounds=(1, 1), step=step)
     return {each["kernel"]: each for each in found}
 
 
@@ -192,3 +194,15 @@ def test_every_configuration_of_a_space_can_be_written_and_read_and_is_named_onc
     assert json.loads(json.dumps(space)) == space
     for configs in space.values():
         assert len({tuple(config.items()) for config in configs}) == len(configs) > 1
+
+
+def test_the_command_writes_what_it_finds_into_the_cache_folder(cache):
+    command = [sys.executable, "-m", "kernels.tune", "--tiny", "--device", DEVICE.type, "channel_kl"]
+    done = subprocess.run(command, cwd=Path(tune.__file__).parents[1], env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path = tuned.file(DEVICE)
+    assert path.is_relative_to(cache) and str(path) in done.stdout and list(path.parent.iterdir()) == [path]
+    told = json.loads(path.read_text())
+    assert told["triton"] and told["device"] and told["driver"]
+    assert [(each["kernel"], each["key"], each["tried"]) for each in told["measured"]] == [("sums", KEY, 2), ("gradient", KEY, 2)]
+    assert tuned.stored(DEVICE) == told["measured"]

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import tuned
 from kernels.choose import FILES, unfit, variants
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,7 @@ def machine(device: str) -> dict[str, str]:
 def measured(operation: str, asked: argparse.Namespace, ends: float):
     """One result per size and type; none is begun after `ends`, which is said."""
     sizes, package = import_module(f"kernels.{operation}.sizes"), f"kernels.{operation}"
+    absent = getattr(sizes, "absent", lambda device: {})(asked.device)  # {contender: why it cannot run}, told once
     for title, size in sizes.SIZES["tiny" if asked.tiny else asked.device].items():
         if asked.size and asked.size not in title:
             continue
@@ -104,15 +106,22 @@ def measured(operation: str, asked: argparse.Namespace, ends: float):
             contenders = [
                 Contender("eager", lambda *given: sizes.loss(*given, using="reference")),
                 Contender("torch.compile", torch.compile(lambda *given: sizes.loss(*given, using="reference"))),
-                *(Contender(name, lambda *given, name=name: sizes.loss(*given, using=name)) for name in fast),
-                *(Contender(*other) for other in getattr(sizes, "OTHERS", {}).items()),
+                *(Contender(_called(package, name, sets[0]), lambda *given, name=name: sizes.loss(*given, using=name)) for name in fast),
+                *(Contender(*other) for other in getattr(sizes, "OTHERS", {}).items() if other[0] not in absent),
             ]
             if asked.device == "cuda":
                 contenders.append(Contender("eager, deterministic", contenders[0].loss, deterministic=True))
             torch._dynamo.reset()
             told = {c.name: _prepared(c, sizes, size, sets[0], asked.device, DTYPES[kind]) for c in contenders}
             _raced([c for c in contenders if not told[c.name]["failed"]], sets, asked, told)
-            yield {"operation": operation, "size": title, "shapes": size, "dtype": kind, "contenders": told}
+            yield {"operation": operation, "size": title, "shapes": size, "dtype": kind, "contenders": told, "absent": absent}
+            absent = {}
+
+
+def _called(package: str, variant: str, given: list) -> str:
+    """A contender's name: which configurations it is launched with is said where they are not the shipped ones."""
+    of_triton = variant in ("triton", "cuda")  # the forward of a cuda variant may be Triton's
+    return f"{variant}, tuned" if of_triton and tuned.used(package, given[0].device) == "tuned" else variant
 
 
 def _prepared(contender: Contender, sizes, size: dict, given: list, device: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def _prepared(contender: Contender, sizes, size: dict, given: list, device: str,
         del gradient
         told = {"failed": None, "first_s": round(first, 2), "extra_mib": round(extra, 1), "repeats": repeats}
         return told | {"gradient_error": _error(contender, sizes, size, device, dtype)}
-    except Exception as error:  # out of memory, not deterministic, does not compile: that is its result, whatever its compiler raises
+    except Exception as error:  # out of memory, not deterministic, does not compile, and what others' code raises: that is its result
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
 
 
@@ -210,7 +219,7 @@ def table(result: dict[str, Any]) -> list[str]:
         beside = [f"{told[other]['ms'] / v['ms']:.2f} x" if "ms" in told.get(other, {}) else "" for other in ("eager", "torch.compile")]
         times = "".join(f"{v[key]:10.2f}" for key in ("forward_ms", "backward_ms", "ms"))
         lines.append(f"  {name:22}{times}{beside[0]:>14}{beside[1]:>16}{v['extra_mib']:9.1f}{v['gradient_error']:10.1e}  {v['repeats']}")
-    return lines
+    return lines + [f"  {name}: {why}" for name, why in result["absent"].items()]
 
 
 def _processor() -> str:

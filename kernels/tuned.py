@@ -66,7 +66,7 @@ def stored(device: torch.device) -> list[dict[str, Any]]:
         return told["measured"]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         logging.getLogger(__name__).warning(
             "kernels take their shipped configurations: %s cannot be used (%s: %s); python -m kernels.tune writes it anew",
             *(file(device), type(error).__name__, error),
@@ -89,16 +89,19 @@ def store(device: torch.device, records: list[dict[str, Any]]) -> None:
 def file(device: torch.device) -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache"))
-    return folder / "stillhouse/kernels" / (re.sub(r"[^a-z0-9]+", "-", made(device)["device"].lower()).strip("-") + ".json")
+    return folder / "stillhouse/kernels" / (re.sub(r"[^a-z0-9]+", "-", called(device).lower()).strip("-") + ".json")
+
+
+def called(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
 
 
 def made(device: torch.device) -> dict[str, str]:
     """On what and with what a file is measured."""
-    on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else "interpreter",
+        "device": called(device),
         "triton": import_module("triton").__version__,
-        "driver": driver.version() if on_gpu else "none",
+        "driver": driver.version() if device.type == "cuda" else "none",
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -93,6 +93,7 @@ BAD = {
     "cut off": lambda told: json.dumps(told)[:-20],
     "no text": lambda told: "\0\1",
     "a list": lambda told: "[]",
+    "nested without end": lambda told: "[" * 100_000,
     "nothing measured": lambda told: json.dumps(told | {"measured": None}),
     "another device": lambda told: json.dumps(told | {"device": "NVIDIA Other"}),
     "another Triton": lambda told: json.dumps(told | {"triton": "1.0"}),

@@ -1,5 +1,6 @@
-// upsample_ce_kl on a CPU: a row of label pixels is brought to life for all classes, judged, and forgotten; in the backward for one
-// class at a time, for there the pixel's sums over classes are known, and everything fits into the nearest cache.
+// upsample_ce_kl on a CPU. A job of the forward is a quad row: all label rows that lie between the same two low-resolution rows. These
+// are read once, from planes far apart, and brought to each label row side by side for all classes; pixels exist in registers only. The
+// backward takes one class at a time, for there the pixel's sums over classes are known, and everything fits into the nearest cache.
 //
 // Within a row, pixels are kept in phases: phase r holds the r-th pixel of every quad (kernels/tables.py), side by side. So both
 // neighbours of lane l are values l and l + 1 of the low-resolution row, and every loop runs over contiguous floats, at any scale.
@@ -40,10 +41,13 @@ struct Problem {
     bool same;  // both grids are one
 
     int lanes() const { return padded(student.w + 1); }
-    int phases() const {
-        int most = 1;
-        for (int l = 0; l <= student.w; l++) most = std::max(most, student.columns.start[l + 1] - student.columns.start[l]);
-        return most;
+    int phases() const { return most(student.columns, student.w); }
+    int rows() const { return most(student.rows, student.h); }
+
+    static int most(const Axis& axis, int n) {  // pixels in the largest quad
+        int found = 1;
+        for (int l = 0; l <= n; l++) found = std::max(found, axis.start[l + 1] - axis.start[l]);
+        return found;
     }
 };
 
@@ -76,12 +80,23 @@ INLINE void lerp_rows(const float* plane, const Grid& g, int Y, float scale, flo
     column[0] = column[1], column[g.w + 1] = column[g.w];
 }
 
+// 16 pixels of a phase, from the row that begins at their first left neighbour.
+INLINE Floats between(const float* column, const float* fraction) {
+    Floats left = load(column);
+    return left + load(fraction) * (load(column + 1) - left);
+}
+
 INLINE void lerp_columns(const Places& s, const float* column, float* out) {
     for (int i = 0; i < s.P; i += s.L)
-        for (int l = 0; l < s.L; l += LANES) {
-            Floats left = load(column + l);
-            store(out + i + l, left + load(s.fraction.data() + i + l) * (load(column + l + 1) - left));
-        }
+        for (int l = 0; l < s.L; l += LANES) store(out + i + l, between(column + l, s.fraction.data() + i + l));
+}
+
+// A teacher's row on a grid of its own, on the student's phases.
+INLINE void lerp_foreign(const Places& s, const float* column, float* out) {
+    for (int i = 0; i < s.P; i++) {
+        const float* left = column + s.teacher_quad[i] + 1;
+        out[i] = left[0] + s.teacher_fraction[i] * (left[1] - left[0]);
+    }
 }
 
 std::vector<float> column_for(const Problem& p) { return std::vector<float>(padded(std::max(p.student.w, p.teacher.w) + 2) + LANES); }
@@ -93,31 +108,25 @@ INLINE void fill(const Problem& p, const Places& s, int b, int c, int Y, float* 
     lerp_columns(s, column, x);
     if (!p.teacher.values) return;
     lerp_rows(p.teacher.values + plane * p.teacher.h * p.teacher.w, p.teacher, Y, LOG2E / p.temperature, column);
-    if (p.same) return lerp_columns(s, column, u);
-    for (int i = 0; i < s.P; i++) {
-        const float* left = column + s.teacher_quad[i] + 1;
-        u[i] = left[0] + s.teacher_fraction[i] * (left[1] - left[0]);
-    }
+    p.same ? lerp_columns(s, column, u) : lerp_foreign(s, column, u);
 }
 
-// What a thread works with in the forward: a row of pixels for all classes, (C, P).
+constexpr int ROWS = 8;  // label rows of a quad row that are held at once
+
+// What a thread works with in the forward: some label rows of a quad row for all classes, not yet brought to the label columns; of a
+// teacher on a grid of its own one row that is.
 struct Room {
-    std::vector<float> column, x, u;
+    int rows, step;  // floats from one row to the next
+    std::vector<float> column, x, u, foreign;  // (.), (C, rows, step), (C, rows, step), (C, P)
     Room(const Problem& p, const Places& s)
-        : column(column_for(p)), x(size_t(p.C) * s.P), u(p.teacher.values ? size_t(p.C) * s.P : 0) {}
+        : rows(std::min(ROWS, p.rows())), step(s.L + LANES), column(column_for(p)), x(size_t(p.C) * rows * step),
+          u(p.teacher.values && p.same ? x.size() : 0), foreign(p.teacher.values && !p.same ? size_t(p.C) * s.P : 0) {}
 };
 
 struct Sums {  // per pixel, of one row in phases: log2 of the sums of exponentials, of the student at temperature 1 and of both at T; KL
     std::vector<float> l1, ls, lt, kl;
     explicit Sums(int P) : l1(P), ls(P), lt(P), kl(P) {}
 };
-
-// The largest of C values that lie `step` apart, in each lane.
-INLINE Floats highest(const float* from, int C, int step) {
-    Floats most = load(from);
-    for (int c = 1; c < C; c++) most = larger(load(from + size_t(c) * step), most);
-    return most;
-}
 
 // 2^(d / T) from q = 2^(d / 4); T is the temperature where it is 1, 2 or 4, else 0.
 template <int T>
@@ -128,18 +137,29 @@ INLINE Floats soft(Floats q, Floats d, float cooled) {
     return power2(d * cooled);
 }
 
+// Row `row` of those in the room.
 template <int T>
-INLINE void judge(const Problem& p, const Places& s, const Room& room, Sums& out) {
+INLINE void judge(const Problem& p, const Places& s, const Room& room, int row, Sums& out) {
     const float cooled = 1.f / p.temperature;
+    const size_t step = size_t(room.rows) * room.step;
     for (int i = 0; i < s.P; i += LANES) {
-        const float *x = room.x.data() + i, *u = room.u.data() + i;
-        Floats ms = highest(x, p.C, s.P), mt = p.teacher.values ? highest(u, p.C, s.P) : Floats{};
+        const float *fraction = s.fraction.data() + i, *x = room.x.data() + row * room.step + i % s.L;
+        const float *u = room.u.data() + row * room.step + i % s.L, *foreign = room.foreign.data() + i;
+        auto student = [=](int c) __attribute__((always_inline)) { return between(x + c * step, fraction); };
+        auto teacher = [=, &p, &s](int c) __attribute__((always_inline)) {
+            return p.same ? between(u + c * step, fraction) : load(foreign + size_t(c) * s.P);
+        };
+        Floats ms = student(0), mt = p.teacher.values ? teacher(0) : Floats{};
+        for (int c = 1; c < p.C; c++) {
+            ms = larger(student(c), ms);
+            if (p.teacher.values) mt = larger(teacher(c), mt);
+        }
         Floats s1 = {}, ss = {}, st = {}, cross = {};
         for (int c = 0; c < p.C; c++) {
-            Floats d = load(x + size_t(c) * s.P) - ms, q = power2(d * 0.25f);
+            Floats d = student(c) - ms, q = power2(d * 0.25f);
             s1 += (q * q) * (q * q);
             if (!p.teacher.values) continue;
-            Floats k = load(u + size_t(c) * s.P) - mt, f = power2(k);
+            Floats k = teacher(c) - mt, f = power2(k);
             ss += soft<T>(q, d, cooled), st += f, cross += f * (k - d * cooled);
         }
         store(out.l1.data() + i, ms + logarithm2(s1));
@@ -162,25 +182,53 @@ struct Upstream {  // (B, H, W) each, or one number where the stride is 0
 
 INLINE int whole(float temperature) { return temperature == 1.f || temperature == 2.f || temperature == 4.f ? int(temperature) : 0; }
 
-// False where a label is no class.
-CLONES bool forward_row(const Problem& p, const Places& s, int b, int Y, Room& room, Sums& sums, const Maps& out) {
-    for (int c = 0; c < p.C; c++) fill(p, s, b, c, Y, room.column.data(), room.x.data() + size_t(c) * s.P, room.u.data() + size_t(c) * s.P);
-    switch (whole(p.temperature)) {
-        case 1: judge<1>(p, s, room, sums); break;
-        case 2: judge<2>(p, s, room, sums); break;
-        case 4: judge<4>(p, s, room, sums); break;
-        default: judge<0>(p, s, room, sums);
-    }
+// The maps of label row Y, which is row `row` of those in the room. False where a label is no class.
+INLINE bool write_maps(const Problem& p, const Places& s, const Room& room, int b, int Y, int row, const Sums& sums, const Maps& out) {
     bool good = true;
-    size_t row = (size_t(b) * p.labels.H + Y) * p.labels.W;
+    const size_t begin = (size_t(b) * p.labels.H + Y) * p.labels.W;
     for (int i = 0; i < s.P; i++) {
         if (s.pixel[i] < 0) continue;
-        size_t at = row + s.pixel[i];
+        size_t at = begin + s.pixel[i];
         int64_t y = label(p.labels, at);
         bool counts = y != p.labels.ignore, known = y >= 0 && y < p.C;
         good &= known || !counts;
-        out.ce[at] = counts && known ? LN2 * (sums.l1[i] - room.x[size_t(y) * s.P + i]) : 0.f;
+        out.ce[at] = 0.f;
+        if (counts && known) {
+            const float* left = room.x.data() + (size_t(y) * room.rows + row) * room.step + i % s.L;
+            out.ce[at] = LN2 * (sums.l1[i] - (left[0] + s.fraction[i] * (left[1] - left[0])));
+        }
         if (p.teacher.values) out.kl[at] = sums.kl[i], out.ls[at] = sums.ls[i], out.lt[at] = sums.lt[i];
+    }
+    return good;
+}
+
+// Quad row k. False where a label is no class.
+CLONES bool forward_quads(const Problem& p, const Places& s, int b, int k, Room& room, Sums& sums, const Maps& out) {
+    const size_t student = size_t(p.student.h) * p.student.w, teacher = size_t(p.teacher.h) * p.teacher.w;
+    const float scale = LOG2E / p.temperature;  // of the teacher
+    const int end = p.student.rows.start[k + 2];
+    bool good = true;
+    for (int first = p.student.rows.start[k + 1]; first < end; first += room.rows) {
+        const int rows = std::min(room.rows, end - first);
+        for (int i = 0; i < p.C * rows; i++) {
+            size_t c = i / rows, row = i % rows, at = (c * room.rows + row) * room.step, plane = size_t(b) * p.C + c;
+            lerp_rows(p.student.values + plane * student, p.student, first + row, LOG2E, room.x.data() + at);
+            if (!room.u.empty()) lerp_rows(p.teacher.values + plane * teacher, p.teacher, first + row, scale, room.u.data() + at);
+        }
+        for (int row = 0; row < rows; row++) {
+            for (size_t c = 0; c * s.P < room.foreign.size(); c++) {
+                const float* plane = p.teacher.values + (size_t(b) * p.C + c) * teacher;
+                lerp_rows(plane, p.teacher, first + row, scale, room.column.data());
+                lerp_foreign(s, room.column.data(), room.foreign.data() + c * s.P);
+            }
+            switch (whole(p.temperature)) {
+                case 1: judge<1>(p, s, room, row, sums); break;
+                case 2: judge<2>(p, s, room, row, sums); break;
+                case 4: judge<4>(p, s, room, row, sums); break;
+                default: judge<0>(p, s, room, row, sums);
+            }
+            good &= write_maps(p, s, room, b, first + row, row, sums, out);
+        }
     }
     return good;
 }
@@ -296,9 +344,10 @@ extern "C" int upsample_ce_kl_forward(const Problem* problem, const Maps* out, i
     const Problem& p = *problem;
     const Places places(p);
     std::atomic<bool> good{true};
-    spread(p.B * p.labels.H, worth(exponentials(p), threads), [&] {
+    const int quads = p.student.h + 1;
+    spread(p.B * quads, worth(exponentials(p), threads), [&] {
         return [&, room = Room(p, places), sums = Sums(places.P)](int job) mutable {
-            if (!forward_row(p, places, job / p.labels.H, job % p.labels.H, room, sums, *out)) good = false;
+            if (!forward_quads(p, places, job / quads, job % quads - 1, room, sums, *out)) good = false;
         };
     });
     return good;

@@ -9,7 +9,7 @@ from stages.kd import Task
 
 class Ce(Task):
     kind: Literal["ce"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_teacher: ClassVar[bool] = False
 
     aux_weight: float = Field(0.4, ge=0, description="Weight of the same loss on the student's auxiliary head, where it has one.")

@@ -14,7 +14,7 @@ from stages.kd import Loss
 
 class Pixel(Loss):
     kind: Literal["pixel"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     weight: float = Field(1.0, gt=0, description="Factor of the term beside the task loss.")
     temperature: float = Field(

@@ -59,6 +59,29 @@ def read(path: Path, kinds: Mapping[str, str], *, profile_for: Callable[[Path], 
     return Sweep(path.stem, variants, data.get("figures", []))
 
 
+def check(path: Path, kinds: Mapping[str, str], sets: list[str]) -> tuple[int, tuple[str, ...]]:
+    """Every run, with the recipe as written and under each of its profiles: how many runs, and the profiles."""
+    found: list[str] = []
+
+    def written(recipe: Path) -> str:
+        found.extend(read_recipe(recipe, kinds, sets=sets).profiles)
+        return "none"
+
+    runs = len(read(path, kinds, profile_for=written, sets=sets).variants)
+    for profile in found:
+        read(path, kinds, profile_for=lambda recipe, profile=profile: profile, sets=sets)
+    return runs, tuple(found)
+
+
+def is_sweep(path: Path) -> bool:
+    """By its keys; what cannot be read is no sweep, and told by whoever reads it as a recipe."""
+    try:
+        data, _ = parse(path.read_bytes(), str(path))
+    except (OSError, BadRecipe):
+        return False
+    return "axes" in data and "stages" not in data
+
+
 def _wrong(data: dict[str, Any], marks: dict[Place, Any], name: str) -> Iterator[Problem]:
     def problem(path: Place, text: str) -> Problem:
         mark = marks.get(path) or marks[()]

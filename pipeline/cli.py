@@ -64,9 +64,14 @@ def run(asked: argparse.Namespace, parts: Parts) -> int:
 
 
 def check(asked: argparse.Namespace, parts: Parts) -> None:
-    """Checks the recipe and every profile of it without running anything."""
+    """Checks the recipe and every profile of it, or all runs of a sweep, without running anything."""
+    from . import axes
     from .recipe import check as check_recipe
 
+    if axes.is_sweep(asked.recipe):
+        runs, profiles = axes.check(asked.recipe, parts.kinds, asked.set)
+        print(f"{asked.recipe}: {runs} runs, good, as written" + (f" and with profile {', '.join(profiles)}" if profiles else ""))
+        return
     recipes = check_recipe(asked.recipe, parts.kinds, asked.set)
     profiles = ", ".join(recipes[0].profiles)
     print(f"{asked.recipe}: {len(recipes[0].stages)} stages, good" + (f"; profiles: {profiles}, good" if profiles else ""))

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "recipes/sweeps").glob("*.yaml"))
 
 
 @pytest.mark.skipif(
@@ -28,6 +30,12 @@ def test_every_recipe_and_each_of_its_profiles_is_good(recipe):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda p: p.stem)
+def test_every_run_of_every_sweep_is_good(sweep):
+    done = subprocess.run([sys.executable, "-m", "pipeline", "check", sweep], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "runs, good" in done.stdout, done.stderr
+
+
 def test_the_readme_names_every_file_that_is_there_and_none_that_is_not():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:pipeline|stages|kernels|recipes|tests|docs|benchmarks)/[\w./-]+)`", text):
@@ -37,6 +45,9 @@ def test_the_readme_names_every_file_that_is_there_and_none_that_is_not():
         for file in (ROOT / package).glob("*.py"):
             if file.name != "__init__.py":
                 assert re.search(rf"\b{file.stem}\b", tree), f"the README's tree does not name {package}/{file.name}"
+    for table in ("models", "sources", "kd", "engines"):
+        for row in import_module(f"stages.{table}").TABLE.names():
+            assert re.search(rf"\b{row}\b", tree), f"the README's tree does not name stages/{table}/{row}"
 
 
 def test_the_version_stays_below_what_transformers_would_take_for_another_package():

@@ -85,7 +85,7 @@ def test_a_failing_run_does_not_stop_the_others_and_decides_the_exit_code(place)
 
 def test_stopped_it_stops_its_runs_and_goes_on_with_the_same_command(place):
     place.recipe.write_text("name: toy\nstages: {one: {kind: number}, far: {kind: count, of: one}}\n")
-    (place.folder / "grid.yaml").write_text("recipe: toy.yaml\naxes: {far: {a: {stages.far.steps: 150}, b: {stages.far.steps: 151}}}\n")
+    (place.folder / "grid.yaml").write_text("recipe: toy.yaml\naxes: {far: {a: {stages.far.steps: 400}, b: {stages.far.steps: 401}}}\n")
     process = place.start("sweep", "grid.yaml", "--profile", "none", "--jobs", "2")
     wait_for(process, "grid: 2 runs")
     logs = [place.folder / f"runs/grid/toy.{v}.log" for v in "ab"]
@@ -123,3 +123,9 @@ def test_what_is_wrong_with_a_sweep_is_told_in_its_own_words(place, text, told):
 def test_a_missing_file_and_a_senseless_number_of_jobs_are_refused(place):
     assert "gird.yaml: No such file" in place.call("sweep", "gird.yaml", code=2)
     assert "--jobs 0" in sweep(place, "--jobs", "0", code=2)
+
+
+def test_check_tells_what_is_wrong_with_any_run_of_a_sweep(place):
+    assert "grid.yaml: 4 runs, good, as written" in place.call("check", "grid.yaml")
+    (place.folder / "grid.yaml").write_text(SWEEP.replace("stages.sum.times: 2.0", "stages.sum.times: many"))
+    assert "times: two, second: 5" in place.call("check", "grid.yaml", code=2)

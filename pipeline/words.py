@@ -47,7 +47,8 @@ def _one(root: Shape, data: Any, error: dict) -> Mistake:
         return Mistake(path, f"is missing, {here.expected()} is expected")
     if kind == "union_tag_invalid":
         tag = value.get("kind")
-        return Mistake((*path, "kind"), f"found {shown(tag)}, expected {listed(here.tags())}{meant(str(tag), here.tags())}")
+        hint = meant(str(tag), here.tags()) or _elsewhere(passed[:-1], str(tag))
+        return Mistake((*path, "kind"), f"found {shown(tag)}, expected {listed(here.tags())}{hint}")
     if kind == "union_tag_not_found":
         close = next((k for k in value if near(k, ["kind"])), None) if isinstance(value, dict) else None
         if close:
@@ -63,6 +64,8 @@ def _mismatch(shape: Shape, value: Any) -> str:
 
 
 def _hint(shape: Shape, value: Any) -> str:
+    if isinstance(value, list) and shape.tags():
+        return "; exactly one stands here, without brackets"
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return ""
     word = str(value)
@@ -79,6 +82,19 @@ def _words(shape: Shape) -> list[str]:
     """The words that can stand here."""
     words = [a for o in shape.options if get_origin(o) is Literal for a in get_args(o) if isinstance(a, str)]
     return words + ["true", "false"] * (bool in shape.options) + ["null"] * shape.optional
+
+
+def _elsewhere(around: list[Shape], kind: str) -> str:
+    """A kind that belongs under another key of what is around: the nearest one is named."""
+    for shape in reversed(around):
+        for key in shape.fields():
+            there = shape.inside(key)
+            many = there.inside(0)
+            if kind in there.tags():
+                return f"; {kind} stands under {key}: write {key}: {{kind: {kind}}}"
+            if many and kind in many.tags():
+                return f"; {kind} stands under {key}: write {key}: [{{kind: {kind}}}]"
+    return ""
 
 
 def _as_kind(word: str, shape: Shape) -> str:

@@ -46,7 +46,8 @@ class Distill(Stage):
             p for where, method in places for p in unmet(where, method, self.model, teacher, self.text)
         ]
         if self.text and not any(method.needs_text for _, method in places):
-            found.append((("text",), f"no loss here uses vectors of language (those that do: {listed(self._with_text())}): leave text out"))
+            those = listed(self._with_text())
+            found.append((("text",), f"no loss here uses vectors of language (those that do: {those}): add one, or leave text out"))
         return found
 
     @staticmethod

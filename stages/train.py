@@ -83,5 +83,6 @@ def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = 
             ((*where, "aux_weight"), f"0 leaves the auxiliary head of {student.kind} untrained: write aux: false in the model, or a weight")
         )
     if method.needs_text and text is None:
-        found.append((where, f"{method.kind} needs a vector of language per class: add a stage of kind embed, and name it here as text"))
+        way = "add a stage of kind embed above, and write text: and its name in this stage"
+        found.append((where, f"{method.kind} needs a vector of language per class: {way}"))
     return found

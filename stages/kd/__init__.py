@@ -74,7 +74,10 @@ class When(BaseModel):
     @model_validator(mode="after")
     def ordered(self) -> Self:
         if self.start + self.rise > self.end - self.fall:
-            raise ValueError(f"start {self.start} + rise {self.rise} must not lie after end {self.end} - fall {self.fall}")
+            raise ValueError(
+                f"start {self.start} + rise {self.rise} must not lie after end {self.end} - fall {self.fall}, "
+                "for the weight would fall before it has risen: lower rise or fall, or let start and end lie further apart"
+            )
         return self
 
     def factor(self, progress: float) -> float:

@@ -169,8 +169,11 @@ stages:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("student.text=null", "  stages.student.losses.1: text needs a vector of language per class: add a stage of kind embed, and"),
-        ("student.losses=[]", "  stages.student.text: no loss here uses vectors of language (those that do: text): leave text out"),
+        ("student.text=null", "  stages.student.losses.1: text needs a vector of language per class: add a stage of kind embed above, and"),
+        (
+            "student.losses=[]",
+            "  stages.student.text: no loss here uses vectors of language (those that do: text): add one, or leave text out",
+        ),
         ("student.text=teacher", '"teacher" makes a Checkpoint, a TextMatrix is needed; words would do'),
     ],
 )

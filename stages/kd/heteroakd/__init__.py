@@ -55,7 +55,8 @@ class Heteroakd(Loss):
     def in_time(self) -> Self:
         if self.when.start + self.warm_up + self.ramp >= self.when.end:
             raise ValueError(
-                f"when.start {self.when.start} + warm_up {self.warm_up} + ramp {self.ramp} must lie before when.end {self.when.end}"
+                f"when.start {self.when.start} + warm_up {self.warm_up} + ramp {self.ramp} must lie before when.end {self.when.end}: "
+                "lower warm_up or ramp"
             )
         return self
 

@@ -73,7 +73,7 @@ class Rdd(Task):
     def needs(self):
         if self.difficulty == "entropy" or (self.tfe == 0 and self.switch == "hard"):
             return []
-        return [Need("teacher", "aux", "set difficulty: entropy, or tfe: 0 with switch: hard")]
+        return [Need("teacher", "aux", "take a teacher with an auxiliary head, or set difficulty: entropy, or tfe: 0 with switch: hard")]
 
     def build(self, pair):
         from .loss import RelativeDifficulty

@@ -256,7 +256,16 @@ def test_a_term_without_weight_is_left_out():
     assert list(made({"region_weight": 0.0}, 5)(step(*heads))) == ["text_align", "text_channel"]
 
 
-@pytest.mark.parametrize("settings", [{"warmup": 0.7, "ramp": 0.4}, {"warmup": 1.0, "ramp": 0.0}, {"align_weight": 0.0}])
+def test_it_learns_to_read_first_whenever_it_begins():
+    module, heads = made({"warmup": 0.1, "ramp": 0.2, "when": {"start": 0.5}}, 5), scene(5)
+    found = [float(module(step(*heads, progress=p))["text_channel"][0]) for p in (0.5, 0.59, 0.7, 0.81)]
+    assert found[:2] == [0, 0] and found[2] == pytest.approx(found[3] / 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"when": {"end": 0.02}}, {"when": {"start": 0.96}}, {"warmup": 0.7, "ramp": 0.4}, {"warmup": 1.0, "ramp": 0.0}, {"align_weight": 0.0}],
+)
 def test_a_schedule_that_never_ends_and_a_missing_anchor_are_refused(settings):
     with pytest.raises(ValidationError):
         row_of({"kind": "text", **settings})

@@ -15,7 +15,7 @@ with labels y read in the middle of each cell of a network's own grid:
 text_channel meets on the teacher's grid, over the pixels with a label; w_ik is 1, or `absent` where image i shows no pixel of class k. A
 region is there when it has `least` cells on both grids. `prior` a replaces q^t_ik by (1 - a) q^t_ik + a softmax of <T_k, T> / 0.05.
 The teacher's side is constant in both, so that its convolution learns from its own CE alone: were it to learn from them as well, both
-networks could agree on maps that say nothing. They count from `warmup` on and grow to full over `ramp`, when the maps say something.
+networks could agree on maps that say nothing. They count once `warmup` has passed since when.start, and grow to full over `ramp`.
 """
 
 from typing import ClassVar, Literal, Self
@@ -47,13 +47,17 @@ class Text(Loss):
         0.0, ge=0, lt=1, description="Share of the likeness of the names themselves in the target of text_region (try 0.1)."
     )
     center: bool = Field(True, description="Take away the mean of the text vectors first: as they come they are alike (cosines near 0.8).")
-    warmup: float = Field(0.025, ge=0, le=1, description="Fraction of the steps at the start with text_align alone.")
+    warmup: float = Field(0.025, ge=0, le=1, description="Fraction of the steps, from when.start on, with text_align alone.")
     ramp: float = Field(0.025, ge=0, le=1, description="Fraction of the steps after that over which the other terms grow to full.")
 
     @model_validator(mode="after")
-    def ends(self) -> Self:
-        if self.warmup + self.ramp > 1 or self.warmup == 1:
-            raise ValueError(f"warmup {self.warmup} + ramp {self.ramp} must end within the training, warmup before its end")
+    def in_time(self) -> Self:
+        begins = self.when.start + self.warmup
+        if begins >= self.when.end or begins + self.ramp > self.when.end:
+            raise ValueError(
+                f"when.start {self.when.start} + warmup {self.warmup} + ramp {self.ramp} must end by when.end {self.when.end}, "
+                "and warmup before it: lower warmup or ramp"
+            )
         return self
 
     def build(self, pair):

@@ -24,7 +24,7 @@ class TextDistillation(nn.Module):
 
     def __init__(self, row, pair):
         super().__init__()
-        self.row, self.on = row, When(start=row.warmup, rise=row.ramp)
+        self.row, self.on = row, When(start=row.when.start + row.warmup, rise=row.ramp)
         width = pair.text.shape[1]
         self.student, self.teacher = (nn.Conv2d(net["head"], width, 1, bias=False) for net in (pair.student, pair.teacher))
         self.register_buffer("names", directions(pair.text, row.center), persistent=False)  # (K, D)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from pipeline.errors import BadRecipe
 from stages.kd._meet import same_grid
 from stages.kd.mgd.loss import Generator
 
 SIDE, GROUPS = 4, 16  # of a patch, in cells; of the channels
+CONVS = 4  # of the generator
 
 
 class DenseContrast(nn.Module):
@@ -17,7 +19,9 @@ class DenseContrast(nn.Module):
         super().__init__()
         self.weight, self.contrast_weight, self.temperature = weight, contrast_weight, temperature
         self.groups = math.gcd(GROUPS, c_t)
-        self.generator = Generator(c_s, c_t, hidden, mask)
+        if self.groups == 1 and contrast_weight:
+            raise BadRecipe(f"afdcd: c4 of the teacher has {c_t} channels, an odd number, which make no groups: set contrast_weight: 0")
+        self.generator = Generator(c_s, c_t, hidden, mask, CONVS)
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         student, teacher = same_grid(step.student["c4"], step.teacher["c4"], step.align_corners)

@@ -9,10 +9,12 @@ from stages.kd._meet import projector, same_grid
 class Generator(nn.Module):
     """Student features (B, C_s, h, w) -> (B, C_t, h, w), some pixels unseen."""
 
-    def __init__(self, c_s: int, c_t: int, hidden: int, mask: float):
+    def __init__(self, c_s: int, c_t: int, hidden: int, mask: float, convs: int = 2):
         super().__init__()
         self.mask, self.align = mask, projector(c_s, c_t)
-        self.generate = nn.Sequential(nn.Conv2d(c_t, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, c_t, 3, padding=1))
+        widths = [c_t, *[hidden] * (convs - 1), c_t]
+        layers = [layer for n in range(convs) for layer in (nn.Conv2d(widths[n], widths[n + 1], 3, padding=1), nn.ReLU())]
+        self.generate = nn.Sequential(*layers[:-1])
 
     def forward(self, student: Tensor) -> Tensor:
         b, _, h, w = student.shape

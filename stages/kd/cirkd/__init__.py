@@ -10,13 +10,15 @@ version. With unit features f of the last classifier's input, T = 0.1:
     cirkd_region  the same with Q remembered class means of single images
 
 Sourced from the authors' code, but for these: pixels are remembered under their own class (both public copies fill every class with
-the first pixels of the image); slots not yet filled take no part (there they hold noise for about the first thousand steps); what a
-step remembers takes part in that step. The pixel KL of the authors' recipe is {kind: pixel, at: logits} beside this.
+the first pixels of the image); slots not yet filled take no part (there they hold noise for about the first thousand steps). Ours
+([RECON]), for we know the code by description only: what a step remembers takes part in that step, Q is drawn with replacement, f^t is
+made a unit vector before class means are taken, and a student of another stride is brought to the teacher's grid. The pixel KL of the
+authors' recipe is {kind: pixel, at: logits} beside this.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.kd import Loss
 
@@ -33,6 +35,12 @@ class Cirkd(Loss):
         1, ge=1, description="Side in cells over which features are averaged before the term between images, whose cost falls with pool^4."
     )
     queue: int = Field(2000, ge=16, description="Pixels, and class means, remembered per class; the authors' CNN recipe has 20000 pixels.")
+
+    @model_validator(mode="after")
+    def something(self) -> Self:
+        if not (self.weight or self.pixel_weight or self.region_weight):
+            raise ValueError("weight, pixel_weight and region_weight are all 0, so that nothing is left of cirkd: raise one or remove it")
+        return self
 
     def build(self, pair):
         from .loss import CrossImage

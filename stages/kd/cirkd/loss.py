@@ -22,8 +22,9 @@ class CrossImage(nn.Module):
         kept = [kind for kind in CONTRAST if f"cirkd_{kind}" in self.weights]
         self.memories = nn.ModuleDict({kind: Memory(classes, queue, c_t, CONTRAST[kind] // classes + 1) for kind in kept})
         if kept:
-            layers = nn.Conv2d(c_s, c_t, 1, bias=False), nn.BatchNorm2d(c_t), nn.ReLU(), nn.Conv2d(c_t, c_t, 1, bias=False)
-            self.project = nn.Sequential(*layers)
+            first, second = (nn.Conv2d(width, c_t, 1, bias=False) for width in (c_s, c_t))
+            norm = nn.BatchNorm2d(c_t, track_running_stats=False)  # nobody ever evaluates it
+            self.project = nn.Sequential(first, norm, nn.ReLU(), second)
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         student, teacher = same_grid(step.student["head"], step.teacher["head"], step.align_corners)
@@ -48,17 +49,19 @@ class Memory(nn.Module):
         super().__init__()
         self.classes, self.length, self.count = classes, length, min(drawn, length)
         self.register_buffer("vectors", torch.zeros(classes, length + 1, width))  # the last slot takes what is not to be kept
-        self.register_buffer("written", torch.zeros(classes, dtype=torch.long))  # how many so far; beyond `length` the oldest are gone
+        # How many so far; once full, less a multiple of `length`. A float: stages/guard.py undoes a failed step in floats only.
+        self.register_buffer("written", torch.zeros(classes))
 
     @torch.no_grad()
     def remember(self, vectors: Tensor, valid: Tensor) -> None:
         """vectors (N, K, C), valid (N, K): those of each class are added in their order, those of all processes alike."""
-        vectors, valid = gathered(vectors.float().contiguous()), gathered(valid)
+        vectors, valid = gathered(vectors.to(self.vectors.dtype).contiguous()), gathered(valid)
         order = valid.long().cumsum(0)
         fits = valid & (order > order[-1:] - self.length)  # of more than there is room for, the last
-        slot = torch.where(fits, (self.written + order - 1) % self.length, self.length)  # (N, K)
+        slot = torch.where(fits, (self.written.long() + order - 1) % self.length, self.length)  # (N, K)
         self.vectors.scatter_(1, slot.T[..., None].expand(-1, -1, vectors.shape[2]), vectors.transpose(0, 1))
-        self.written += order[-1]
+        written = self.written + order[-1]
+        self.written.copy_(torch.where(written < self.length, written, self.length + written % self.length))
 
     def drawn(self) -> tuple[Tensor, Tensor]:
         """So many of each class, at random: (K * count, C), and which of them hold something."""

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from kernels.label_histogram import cell_sizes, label_histogram
 from kernels.upsample_ce_kl import upsample_ce_kl
 from kernels.upsample_confidence import Sureness, upsample_confidence
+from stages.kd._meet import on_grid
 
 IGNORE = 255
 
@@ -103,7 +104,7 @@ class Step:
         if temperature is not None:
             teacher = self.teacher["logits"]
             if self.teacher_align_corners != self.align_corners:  # the kernel knows one rule: bring the teacher to the labels by its own
-                teacher = interpolate(teacher.float(), self.labels.shape[-2:], mode="bilinear", align_corners=self.teacher_align_corners)
+                teacher = on_grid(teacher, self.labels.shape[-2:], self.teacher_align_corners)
         return upsample_ce_kl(
             self.student["logits"],
             teacher,

@@ -31,7 +31,7 @@ def test_at_the_head_features_are_compared_in_the_teachers_width(widths, grids, 
     agree(terms["cwd"][0], truth(x, teacher, temperature), [student, *weights])
 
 
-@pytest.mark.parametrize("classes", [2, 11, 19, 21, 150])
+@pytest.mark.parametrize("classes", [2, 5, 11, 19, 21, 150])
 def test_at_the_logits_nothing_is_projected(classes):
     student, teacher = maps(1, classes, (5, 7)).requires_grad_(), maps(2, classes, (5, 7))
     module = module_for({"kind": "cwd"}, ({"logits": classes, "head": 3}, {"logits": classes, "head": 4}), classes)

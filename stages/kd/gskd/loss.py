@@ -32,7 +32,7 @@ class Structure(nn.Module):
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         with torch.autocast(step.labels.device.type, enabled=False):  # differences of cosines drown in bfloat16
-            student, teacher = same_grid(step.student["head"], step.teacher["head"])  # (B, D, h, w)
+            student, teacher = same_grid(step.student["head"], step.teacher["head"], step.align_corners)  # (B, D, h, w)
             points = self._points(step, tuple(teacher.shape[-2:]))
             index, valid = points.index.flatten(1), points.valid.repeat_interleave(self.per_class, 1)  # (B, M)
             live = valid[:, :, None] & valid[:, None, :]  # (B, M, M)
@@ -48,7 +48,7 @@ class Structure(nn.Module):
 
     def _points(self, step, size: tuple[int, int]):
         labels = step.labels_at(size).flatten(1).long()
-        said = on_grid(step.teacher["logits"], size).argmax(1).flatten(1)
+        said = on_grid(step.teacher["logits"], size, step.teacher_align_corners).argmax(1).flatten(1)
         return balanced(labels, said == labels, self.classes, self.per_class)  # an ignored label is never what a teacher says
 
 

@@ -18,9 +18,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/pipeline")]
 import toy_stages  # noqa: E402
 
 from pipeline import plan, recipe  # noqa: E402
+from pipeline.gc import sweep  # noqa: E402
 from pipeline.keys import digest  # noqa: E402
 from pipeline.store import Store  # noqa: E402
-from pipeline.sweep import sweep  # noqa: E402
 
 ROUNDS = 7
 

@@ -196,6 +196,16 @@ def test_the_term_and_its_gradients_equal_the_equations(classes, temperature, ma
         assert b.any()  # in the released code nothing has a gradient
 
 
+def test_a_student_comes_to_the_teachers_grid_by_its_own_rule():
+    module, student, teacher, y, _ = settled()
+    enlarged = {"head": interpolate(student["head"], teacher["head"].shape[-2:], mode="bilinear", align_corners=True)}
+    one, two, other = (
+        module(Step(s, teacher, y, align_corners=align))["gskd"][0] for s, align in ((student, 1), (enlarged, 1), (student, 0))
+    )
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+    assert not torch.isclose(one, other, rtol=1e-6)
+
+
 def test_images_and_pixels_may_trade_places():
     module, student, teacher, y, _ = settled(student_size=(9, 11))
     y, order = y[:, ::4, ::4], torch.randperm(99, generator=gen(3))

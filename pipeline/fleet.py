@@ -33,9 +33,11 @@ def sweep(asked: argparse.Namespace, parts: Any) -> int:
     folder = asked.out / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{chosen.name}: {len(chosen.variants)} runs, {asked.jobs} at a time; logs in {folder}")
-    done = Fleet(chosen.variants, folder, asked, parts).run()
-    table = _table(chosen, done, Store(asked.store), parts, folder)
-    print(table)
+    fleet = Fleet(chosen.variants, folder, asked, parts)
+    try:
+        done = fleet.run()
+    finally:  # stopped, too: the table then tells what there is so far
+        print(_table(chosen, fleet.ended, Store(asked.store), parts, folder))
     failed = [variant.name for variant in chosen.variants if done[variant.name] not in (0, GateFailed.code)]
     if not failed:
         return 0

@@ -96,6 +96,7 @@ def test_stopped_it_stops_its_runs_and_goes_on_with_the_same_command(place):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "stopped with 2 of 2 runs ended; the same command goes on" in out + err
+    assert [r["exit"] for r in results(place)] == [130, 130]
     sweep(place)
     starts = [re.findall(r"counting from (\d+)", log.read_text()) for log in logs]
     assert all(len(found) == 2 and found[0] == "0" and int(found[1]) > 0 for found in starts)

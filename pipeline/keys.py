@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .stage import Aside, Stage, Takes
+from .stage import Aside, Later, Stage, Takes
 from .table import Row
 
 SCHEMA = 1
@@ -64,10 +64,11 @@ def pre_image(stage: Stage, ids: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def settings(value: Any) -> Any:
-    """Settings as plain data, without what is marked Aside."""
+    """Settings as plain data, without what is marked Aside, and without defaults of what is marked Later."""
     if isinstance(value, BaseModel):
-        kept = (f for f, info in type(value).model_fields.items() if not any(isinstance(m, Aside) for m in info.metadata))
-        return {field: settings(getattr(value, field)) for field in kept}
+        kept = {f: info for f, info in type(value).model_fields.items() if not any(isinstance(m, Aside) for m in info.metadata)}
+        late = {f for f, info in kept.items() if any(isinstance(m, Later) for m in info.metadata) and getattr(value, f) == info.default}
+        return {field: settings(getattr(value, field)) for field in kept if field not in late}
     if isinstance(value, list | tuple):
         return [settings(v) for v in value]
     return {k: settings(v) for k, v in value.items()} if isinstance(value, dict) else value

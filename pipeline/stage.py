@@ -25,6 +25,13 @@ class Aside:
     """Marks a field that cannot change the result (how often to save, how many helpers): it stays out of the key."""
 
 
+class Later:
+    """Marks a field that came when artifacts had already been made without it: at its default it stays out of the key.
+
+    So the default must do what was done before the field was there, for good: to change the default, raise the stage's version.
+    """
+
+
 Dataset = Annotated[str, Takes(("Dataset",)), Field(description="The stage whose data set is used.")]
 
 

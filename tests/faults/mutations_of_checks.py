@@ -192,6 +192,8 @@ KEYED = [
     M("the key lacks outside", KEYING, '        "outside": stage.outside(),\n', "", KEYS),
     M("the key lacks environment", KEYING, '        "environment": stage.environment(),\n', "", KEYS),
     M("the key holds what stands aside", KEYING, "if not any(isinstance(m, Aside) for m in info.metadata)", "if info", KEYS),
+    M("the key holds defaults of what came later", KEYING, "for field in kept if field not in late", "for field in kept", KEYS),
+    M("the key lacks what came later", KEYING, " and getattr(value, f) == info.default", "", KEYS),
     M("the key lacks versions of rows", KEYING, "[row.kind, row.version]", "[row.kind]", KEYS),
     M("the key lacks rows in lists", KEYING, 'children = [(f"{path}.{i}", v) for i, v in enumerate(value)]', "children = []", KEYS),
     M("the key lacks names that are spoken", KEYING, "[n, ids[n]] if takes.named else ids[n]", "ids[n]", KEYS),

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from pipeline.keys import canonical, differences, digest, pre_image, rows, seal, settings, taken, unseal
-from pipeline.stage import Aside, Stage, Takes
+from pipeline.stage import Aside, Later, Stage, Takes
 from pipeline.table import Row
 
 
@@ -30,6 +30,7 @@ class Fit(Row):
     rate: float = Field(0.1, description="Learning rate.")
     losses: list[Model] = Field([], description="Rows in a list.")
     save_every: Annotated[int, Aside()] = Field(100, description="Changes nothing.")
+    newer: Annotated[str, Later()] = Field("as before", description="Came later.")
 
 
 class Train(Stage):
@@ -64,6 +65,7 @@ CHANGES = {
     "a setting of a row": Train(model=Model(width=9)),
     "a setting in a mapping": Train(table={"x": 1.0}),
     "one row more in a list": Train(fit=Fit(losses=[Model()])),
+    "a setting that came later": Train(fit=Fit(newer="otherwise")),
     "the order of inputs": Train(of=["b", "a"]),
     "the name of a named input": Train(of=["c", "b"]),
     "an optional input": Train(init="start"),
@@ -113,6 +115,18 @@ def test_the_key_changes_with_the_schema_of_keys(monkeypatch):
 @pytest.mark.parametrize("stage", [Train(helpers=8), Train(fit=Fit(save_every=1)), Train(fit=Fit(losses=[]), model=Model(chatty=True))])
 def test_what_stands_aside_is_not_in_the_key(stage):
     assert key(stage) == key()
+
+
+def test_a_setting_that_came_later_leaves_old_keys_as_they_were():
+    """Whether its default is written down or not."""
+
+    class Fit(Row):  # as it was before
+        kind: Literal["fit"] = "fit"
+        version: ClassVar[int] = 1
+        rate: float = 0.1
+        losses: list[Model] = []
+
+    assert key() == key(Train(fit=globals()["Fit"](newer="as before"))) == key(Train.model_construct(fit=Fit()))
 
 
 def test_an_aside_field_is_left_out_of_rows_inside_lists_too():

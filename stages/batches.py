@@ -1,4 +1,5 @@
-"""The batches of a training run: crop after crop of one endless sequence of samples, from any step on, by worker processes if wanted."""
+"""The batches of a training run: crop after crop of one endless sequence of samples, from any step on, by worker processes if wanted,
+or by the device itself."""
 
 import signal
 from collections.abc import Iterator
@@ -8,19 +9,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.errors import Stillhouse
-from stages.augment import augment
+from pipeline.errors import Stillhouse, Stopped
+from pipeline.stage import Job
+from stages.augment import augment, drawn
 from stages.chance import draws, sample_at
 from stages.fit import Fit
+from stages.peers import Peers
+from stages.resident import Resident
+
+AT_ONCE = 16  # images on their way to the device
 
 
 def crops(
     samples, settings: Fit, crop: tuple[int, int], start: int = 0, rank: int = 0, world: int = 1, workers: int = 0, pin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """From step `start` on, `settings.accumulate` batches per step, each this process' slice of the global batch."""
+    plan = _Plan(settings, start, rank, world)
+    if isinstance(samples, Resident):
+        return (_made_there(samples, settings, crop, positions) for positions in plan)
     loader = DataLoader(
         Crops(samples, settings, crop),
-        batch_sampler=_Plan(settings, start, rank, world),
+        batch_sampler=plan,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
@@ -53,6 +62,17 @@ class Crops(Dataset):
         return augment(image, label, self.crop, self.settings.augment, draws(seed, "augment", epoch, index))
 
 
+def held(samples, device: torch.device, workers: int, job: Job, peers: Peers) -> Resident:
+    """All samples in the memory of the device, read by worker processes if wanted. A wish to stop is heard on the way."""
+    resident, count = Resident(samples, device, peers.count if device.type == "cpu" else 1), len(samples)
+    for part, (images, labels) in enumerate(whole_images(samples, list(range(count)), AT_ONCE, workers)):
+        resident.put(part * AT_ONCE, images, labels)
+        if (part + 1) * AT_ONCE < count and (signal := peers.most(job.stop_asked())):
+            raise Stopped("stopped while the training images were brought to the device; the same command begins there again", signal)
+    job.say(f"the device holds {count:,} training images ({resident.bytes / 1e6:,.1f} MB) and varies them itself")
+    return resident
+
+
 def whole_images(samples, indices: list[int], batch: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels as they are, for validation: uint8 (B, H, W, 3) and (B, H, W). A batch above 1 needs images of one size."""
     lists = [indices[i : i + batch] for i in range(0, len(indices), batch)]
@@ -74,9 +94,22 @@ class Whole(Dataset):
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
 
+def faster(settings: Fit, device: torch.device, workers: int) -> str:
+    """What to try where training waits for its batches."""
+    if settings.data == "device":
+        return "try fit.data: host"
+    return f"raise fit.workers (now {workers})" + (", or try fit.data: device" if device.type == "cuda" else "")
+
+
 def names_at(step: int, samples, settings: Fit) -> list[str]:
     """The samples of a step's global batch."""
     return [samples.name(sample_at(p, settings.seed, len(samples))[1]) for p in range(step * settings.batch, (step + 1) * settings.batch)]
+
+
+def _made_there(resident: Resident, settings: Fit, crop: tuple[int, int], positions: list[int]) -> tuple[Tensor, Tensor]:
+    places = [sample_at(position, settings.seed, len(resident)) for position in positions]
+    varied = [drawn(resident.size, crop, settings.augment, draws(settings.seed, "augment", *place)) for place in places]
+    return resident.crops([index for _, index in places], varied, crop, settings.augment.colour > 0)
 
 
 class _Plan:

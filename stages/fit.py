@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.stage import Aside
+from pipeline.stage import Aside, Later
 
 Pair = Field(strict=False)  # YAML gives lists where a tuple is meant
 
@@ -65,6 +65,10 @@ class Fit(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the networks; losses and weights stay fp32.")
     channels_last: bool = Field(False, description="Memory layout NHWC for convolutions: faster for CNNs, mostly on GPUs.")
     compile: bool = Field(False, description="Compile the student with torch.compile: slower start, faster steps.")
+    data: Annotated[Literal["host", "device"], Later()] = Field(
+        "host",
+        description="Who makes the crops: the host, image by image; or the device, which then holds the whole train split in its memory.",
+    )
     workers: Annotated[int | None, Aside()] = Field(
         None,
         ge=0,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kernels.choose import choices, slow
 from pipeline.errors import Diverged, Stopped
 from pipeline.stage import Job
-from stages.batches import crops, names_at
+from stages.batches import crops, faster, held, names_at
 from stages.chance import seed_of
 from stages.clock import Clock
 from stages.device import accelerator_for, exact, room_explained
@@ -85,6 +85,9 @@ class Loop:
         self.clock = Clock(found.facts["seconds"] if found else 0.0)
         self._prepare()
         self.workers = settings.workers if settings.workers is not None else 0 if self.device.type == "cpu" else min(8, cores())
+        if settings.data == "device":
+            with self.clock.pause():
+                self.train = held(train, self.device, self.workers, job, self.peers)
         self.unseen: list[tuple[list[Tensor], Tensor]] = []  # per step since the last look: the terms of its parts, and whether it failed
         self._go_on_from(found.step if found else 0)
 
@@ -169,9 +172,8 @@ class Loop:
         val = {key: last[key] for key in ("miou", "iou", "split", "images")} if last else None
         beside = self.clock.facts() | self._ran()
         if beside["data_wait"] > 0.2 and not self.job.rehearsing:
-            self.job.say(
-                f"{beside['data_wait']:.0%} of the training time was spent waiting for data: raise fit.workers (now {self.workers})"
-            )
+            hint = faster(self.settings, self.device, self.workers)
+            self.job.say(f"{beside['data_wait']:.0%} of the training time was spent waiting for data: {hint}")
         return Fitted(weights, curves, val, beside, self.peers.first)
 
     def _terms(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], set[str]]:

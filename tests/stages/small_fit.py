@@ -118,7 +118,7 @@ def teacher_net():
 KD = [{"kind": "pixel", "temperature": 2.0}, {"kind": "cwd"}]
 
 
-def without_batchnorm(processes, job) -> str:
+def without_batchnorm(processes, where, job) -> str:
     """Trains what does not depend on how a batch is divided; the loss curve, rounded, and the mIoU."""
     data = Memory()
     data.labels[data.labels == 255] = 0
@@ -126,6 +126,6 @@ def without_batchnorm(processes, job) -> str:
     net = Net(dropout=0.0)
     net.norm = nn.Identity()
     plain = {"scale": [1, 1], "flip": 0.5, "colour": 0.1}  # no padding: a mean over all pixels is the mean of the parts' means
-    s = settings(clip=None, ema=0.5, augment=plain, processes=processes)
+    s = settings(clip=None, ema=0.5, augment=plain, processes=processes, data=where)
     done = fit(net, terms_of(), data, Memory(5, 1), s, job)
     return json.dumps([[round(p["loss"], 4) for p in done.curves["train"]], done.curves["val"]])

@@ -223,10 +223,11 @@ def test_the_samples_of_a_step_can_be_named():
     assert sorted(names) == sorted(4 * [f"street_{i}" for i in range(7)])
 
 
-def test_two_processes_learn_what_one_learns(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_two_processes_learn_what_one_learns(tmp_path, monkeypatch, where):
     monkeypatch.setattr(group, "START", "fork")  # cheaper: torch is loaded already
-    two = group.together("tests.stages.small_fit:without_batchnorm", (2,), 2, Job(tmp_path / "two"))
-    assert two == without_batchnorm(1, Job(tmp_path / "one"))
+    two = group.together("tests.stages.small_fit:without_batchnorm", (2, where), 2, Job(tmp_path / "two"))
+    assert two == without_batchnorm(1, "host", Job(tmp_path / "one"))
 
 
 # What goes wrong outside

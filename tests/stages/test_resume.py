@@ -18,7 +18,10 @@ def fresh_accelerate():
     forget_accelerate()
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "accumulate": 2}, {"optimizer": "sgd", "channels_last": True}], ids=str)
+CHANGES = [{}, {"ema": 0.9, "accumulate": 2}, {"optimizer": "sgd", "channels_last": True}, {"data": "device"}]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_stopped_at_any_step_and_started_again_it_ends_in_the_same_bytes(tmp_path, changes):
     s = settings(**changes)
     undisturbed, _ = trained(tmp_path / "whole", s, KD, teacher_net())

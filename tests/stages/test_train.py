@@ -168,8 +168,8 @@ def test_settings_that_cannot_change_the_weights_stay_out_of_the_key():
         settings = {"kind": "train", "data": "data", "model": {"kind": "tiny"}, "fit": fit}
         return digest(pre_image(Train.model_validate(settings), {"data": "1" * 64}))
 
-    assert key() == key(workers=3) == key(save_every=1.0) == key(track="tensorboard")
-    assert len({key(), key(seed=5), key(lr=1e-3), key(validate_every=7), key(accumulate=2), key(processes=2)}) == 6
+    assert key() == key(workers=3) == key(save_every=1.0) == key(track="tensorboard") == key(data="host")
+    assert len({key(), key(data="device"), key(seed=5), key(lr=1e-3), key(validate_every=7), key(accumulate=2), key(processes=2)}) == 7
 
 
 def test_under_strict_the_device_and_the_versions_belong_to_the_key(monkeypatch):

@@ -14,7 +14,7 @@ RUN apt-get update \
 
 ENV PATH=/opt/venv/bin:/usr/local/cuda/bin:$PATH CUDA_ROOT=/usr/local/cuda
 WORKDIR /opt/stillhouse
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY stages stages
 COPY kernels kernels

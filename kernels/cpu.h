@@ -1,9 +1,9 @@
-// What the CPU variants share: vectors of 16 floats, 2^x and log2 of them, and jobs handed out to threads.
+// What the CPU variants share: vectors of floats, 2^x and log2 of them, and jobs handed out to threads.
 //
-// A function marked CLONES is compiled for several generations of x86-64; the loader takes the best one for the machine. Elsewhere
-// (and with other compilers) it is compiled once, for what the compiler takes by default. Vectors are a language extension of gcc
-// and clang, which split them into what the machine has. Each job writes its own outputs in its own order: the number of threads
-// changes no bit of a result.
+// All of it is compiled once for each kind of vectors that a machine may have (setup.py), and native.py takes what suits the machine.
+// Vectors are a language extension of gcc and clang. They are as wide as the machine's: wider ones would be taken apart, and what
+// compares them one number at a time. Each job writes its own outputs in its own order: the number of threads changes no bit of a
+// result; other vectors change its last digits.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -13,14 +13,15 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
 #define INLINE static inline __attribute__((always_inline))
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 

@@ -29,7 +29,7 @@ INLINE float largest(Floats v) {
     return most;
 }
 
-CLONES void forward_row(const float* s, const float* t, int n, float scale, float* kl, float* ls, float* lt) {
+void forward_row(const float* s, const float* t, int n, float scale, float* kl, float* ls, float* lt) {
     Floats most_s = all(LOWEST), most_t = all(LOWEST);
     for (int i = 0; i < n; i += LANES) {
         Pair x = lanes(s, t, i, n, scale);
@@ -51,7 +51,7 @@ CLONES void forward_row(const float* s, const float* t, int n, float scale, floa
     *ls = float(ms + logs), *lt = float(mt + logt);
 }
 
-CLONES void backward_row(const float* s, const float* t, int n, float scale, float ls, float lt, float factor, float* out) {
+void backward_row(const float* s, const float* t, int n, float scale, float ls, float lt, float factor, float* out) {
     for (int i = 0; i < n; i += LANES) {
         Pair x = lanes(s, t, i, n, scale);
         Floats g = (power2(x.s - ls) - power2(x.t - lt)) * factor;

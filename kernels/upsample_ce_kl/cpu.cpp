@@ -80,7 +80,7 @@ INLINE void lerp_rows(const float* plane, const Grid& g, int Y, float scale, flo
     column[0] = column[1], column[g.w + 1] = column[g.w];
 }
 
-// 16 pixels of a phase, from the row that begins at their first left neighbour.
+// LANES pixels of a phase, from the row that begins at their first left neighbour.
 INLINE Floats between(const float* column, const float* fraction) {
     Floats left = load(column);
     return left + load(fraction) * (load(column + 1) - left);
@@ -203,7 +203,7 @@ INLINE bool write_maps(const Problem& p, const Places& s, const Room& room, int 
 }
 
 // Quad row k. False where a label is no class.
-CLONES bool forward_quads(const Problem& p, const Places& s, int b, int k, Room& room, Sums& sums, const Maps& out) {
+bool forward_quads(const Problem& p, const Places& s, int b, int k, Room& room, Sums& sums, const Maps& out) {
     const size_t student = size_t(p.student.h) * p.student.w, teacher = size_t(p.teacher.h) * p.teacher.w;
     const float scale = LOG2E / p.temperature;  // of the teacher
     const int end = p.student.rows.start[k + 2];
@@ -322,7 +322,7 @@ INLINE void write_row(const Problem& p, int L, int b, int c, int k, bool own, De
 }
 
 // Quad row k of all classes; `own` where row k of the gradient is this job's to write.
-CLONES void backward_quads(const Problem& p, const Places& s, int b, int k, bool own, const Maps& maps, const Upstream& up, Desk& desk,
+void backward_quads(const Problem& p, const Places& s, int b, int k, bool own, const Maps& maps, const Upstream& up, Desk& desk,
                            float* gradient) {
     const int first = p.student.rows.start[k + 1], end = p.student.rows.start[k + 2];
     while (int(desk.rows.size()) < end - first) desk.rows.emplace_back(s.P);

@@ -1,9 +1,12 @@
-"""The compiled CPU variants: the same bits again and for any number of threads, nothing written beside the outputs, errors in words."""
+"""The compiled CPU variants: the same bits again and for any number of threads, nothing written beside the outputs, errors in words.
+
+All of it holds for every library that runs on this machine: on one with AVX-512 also for those made for AVX2 and for neither.
+"""
 
 import ctypes
 import os
-import shutil
-import subprocess
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,23 @@ from kernels import native
 from kernels.channel_kl import channel_kl
 from kernels.upsample_ce_kl import upsample_ce_kl
 
-ROOT = Path(native.__file__).parent
+OPERATIONS = ("upsample_ce_kl", "channel_kl")
+
+
+@pytest.fixture
+def using(monkeypatch):
+    """using(path): both operations take that library."""
+
+    def take(path):
+        for operation in OPERATIONS:
+            monkeypatch.setattr(f"kernels.{operation}.cpu.library", lambda: ctypes.CDLL(str(path)))
+
+    return take
+
+
+@pytest.fixture(params=native.built(), ids=lambda path: path.name.partition(".")[0])
+def library(using, request):
+    using(request.param)
 
 
 @pytest.fixture
@@ -31,10 +50,10 @@ def drawn(classes=7, grid=(9, 21), size=(36, 70)):
     return z, t, labels, *(torch.randn(labels.shape, generator=made) for _ in range(2))
 
 
-def made(z, t, labels, a, b):
+def made(z, t, labels, a, b, variant="cpu"):
     """Every output of both operations."""
     z = z.clone().requires_grad_()
-    maps, rows = upsample_ce_kl(z, t, labels, temperature=4.0, using="cpu"), channel_kl(z, t, temperature=2.0, using="cpu")
+    maps, rows = upsample_ce_kl(z, t, labels, temperature=4.0, using=variant), channel_kl(z, t, temperature=2.0, using=variant)
     ((a * maps.ce + b * maps.kl).sum() + rows.sum()).backward()
     return maps.ce, maps.kl, rows, z.grad
 
@@ -43,7 +62,39 @@ def test_the_library_was_compiled_and_is_as_new_as_its_sources():
     assert native.why_not() == ""
 
 
-def test_twenty_runs_with_one_two_and_five_threads_give_the_same_bits(threads):
+def test_it_was_compiled_for_all_vectors_that_this_machine_has():
+    expected = (*native.FITTING.get(torch.backends.cpu.get_cpu_capability(), ()), "_cpu")
+    assert [path.name.partition(".")[0] for path in native.built()] == list(expected)
+
+
+def test_every_output_is_that_of_the_reference(library):
+    drawing = drawn()
+    exact = made(*(v.double() if v.is_floating_point() else v for v in drawing), variant="reference")
+    for found, truth in zip(made(*drawing), exact, strict=True):
+        assert (found - truth).norm() <= 1e-6 * truth.norm()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_wider_vectors_cost_no_more_time(operation, using, threads):
+    """Vectors that the compiler takes apart, one number at a time, cost several times as much."""
+    threads(1)
+    z, t, labels, *_ = drawn(19, (64, 64), (256, 256))
+    run = {
+        "upsample_ce_kl": lambda: upsample_ce_kl(z, t, labels, temperature=4.0, using="cpu").kl.sum(),
+        "channel_kl": lambda: channel_kl(z, t, temperature=4.0, using="cpu").sum(),
+    }[operation]
+    z.requires_grad_()
+    spent = {path: [] for path in native.built()}
+    for path in 7 * native.built():
+        using(path)
+        began = time.thread_time()
+        run().backward()
+        spent[path].append(time.thread_time() - began)
+    for wide, narrow in pairwise(spent):
+        assert min(spent[wide]) <= 1.5 * min(spent[narrow]), f"{wide.name} beside {narrow.name}"
+
+
+def test_twenty_runs_with_one_two_and_five_threads_give_the_same_bits(library, threads):
     drawing = drawn(9, (80, 100), (160, 200))  # work enough that every thread is started
     first = made(*drawing)
     for run in range(20):
@@ -51,7 +102,7 @@ def test_twenty_runs_with_one_two_and_five_threads_give_the_same_bits(threads):
         assert all(torch.equal(again, once) for again, once in zip(made(*drawing), first, strict=True)), f"run {run}"
 
 
-def test_every_output_is_written_and_nothing_beside_it(monkeypatch):
+def test_every_output_is_written_and_nothing_beside_it(library, monkeypatch):
     """Outputs start as NaN between canaries: what is left of one, or changed of the other, was missed or overrun."""
     kept = []
 
@@ -72,7 +123,7 @@ def test_every_output_is_written_and_nothing_beside_it(monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "wrong"), [(torch.uint8, 7), (torch.int32, 300), (torch.int64, -1)])
-def test_a_label_that_is_no_class_is_an_error_and_never_an_index(dtype, wrong):
+def test_a_label_that_is_no_class_is_an_error_and_never_an_index(library, dtype, wrong):
     z, t, labels, *_ = drawn()
     labels = labels.to(dtype)
     labels[1, 5, 60] = wrong
@@ -80,7 +131,7 @@ def test_a_label_that_is_no_class_is_an_error_and_never_an_index(dtype, wrong):
         upsample_ce_kl(z, t, labels, using="cpu")
 
 
-def test_what_is_not_a_number_stays_so():
+def test_what_is_not_a_number_stays_so(library):
     """The guard of the training loop must see it."""
     z, t, labels, a, b = drawn()
     z[0, 3, 4, 4] = float("nan")
@@ -90,27 +141,13 @@ def test_what_is_not_a_number_stays_so():
 
 
 @pytest.mark.parametrize("classes", [2, 19, 150])
-def test_logits_far_apart_keep_their_digits(classes):
+def test_logits_far_apart_keep_their_digits(library, classes):
     z, t, labels, a, b = drawn(classes)
     found, truth = (20 * z).requires_grad_(), (20 * z).double().requires_grad_()
     for logits, teacher, using in ((found, 20 * t, "cpu"), (truth, 20 * t.double(), "reference")):
         maps = upsample_ce_kl(logits, teacher, labels, temperature=4.0, using=using)
         (a * maps.ce + b * maps.kl).sum().backward()
     assert (found.grad.double() - truth.grad).norm() <= 1e-5 * truth.grad.norm()
-
-
-@pytest.mark.skipif(not os.environ.get("STILLHOUSE_FULL"), reason="compiles the library once more: make test-full")
-def test_a_machine_without_wide_vectors_gets_the_same_within_rounding(tmp_path, monkeypatch):
-    plain = tmp_path / "plain.so"
-    sources = sorted(ROOT.glob("*/cpu.cpp"))
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-Wno-psabi", "-DCLONES="]
-    subprocess.run([shutil.which("g++"), *flags, *map(str, sources), "-o", str(plain)], check=True)
-    drawing = drawn()
-    wide = made(*drawing)
-    for module in ("kernels.upsample_ce_kl.cpu", "kernels.channel_kl.cpu"):
-        monkeypatch.setattr(f"{module}.library", lambda: ctypes.CDLL(str(plain)))
-    for found, expected in zip(made(*drawing), wide, strict=True):
-        assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")

@@ -8,14 +8,18 @@ from torch import Tensor
 from kernels.native import library, pointer
 from kernels.tables import Axis, axis
 
+SLACK = 4096  # floats: what an allocator may add to a request
+
 
 def forward(
     student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float, align_corners: bool, ignore: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """l1 stays empty: the backward takes it from ce. kl comes last, for it is freed first, and the gradient may take its place."""
+    """l1 stays empty: the backward takes it from ce. kl comes first and roomy: it is freed first, and the gradient takes its place."""
     problem = _Problem.of(student, teacher, labels, temperature, align_corners, ignore)
-    ce = torch.empty(labels.shape)
-    ls, lt, kl = (torch.empty(labels.shape if teacher is not None else 0) for _ in range(3))
+    kl = torch.empty(0)
+    if teacher is not None:
+        kl = torch.empty(max(labels.numel(), student.numel()) + SLACK)[: labels.numel()].view(labels.shape)
+    ce, ls, lt = (torch.empty(shape) for shape in (labels.shape, kl.shape, kl.shape))
     good = library().upsample_ce_kl_forward(byref(problem), byref(_Maps(*map(pointer, (ce, kl, ls, lt)))), torch.get_num_threads())
     if not good:
         raise IndexError(f"labels hold values that are neither one of {student.shape[1]} classes nor the ignored {ignore}")

@@ -20,6 +20,7 @@ VARIED = [{"kind": name} for name in TABLE.names()] + [
     {"kind": "cirkd", "weight": 0.0, "queue": 40},
     {"kind": "mgd", "hidden": 3, "mask": 0.0},
     {"kind": "afdcd", "contrast_weight": 0.0},
+    {"kind": "afdcd", "mask": 0.0},
     # heteroakd
     {"kind": "heteroakd", "form": "bernoulli", "label_down": "nearest", "pixel_weight": 0.0, "temperature": 1.0},
     {"kind": "heteroakd", "projector_relu": True, "warm_up": 0.0, "ramp": 0.0},
@@ -64,6 +65,7 @@ GATHERS = {  # with twice the images it is another loss: tested with its own mea
 }
 # And kinds for which more holds than in general.
 SETTLED = ("pixel", "cwd", "at", "dist", "fitnet", "ifvd", "skd")  # a student equal to its teacher has nothing to learn
+UNDER_LABELS = ("ce", "rdd", "text")  # and pixel at the labels: what lies under an ignored label is not looked at
 POINTWISE = (  # pixels may trade places, in all maps alike; others look at neighbours
     *("ce", "pixel", "cwd", "heteroakd", "rdd", "at", "dist", "fitnet", "ifvd", "text"),
 )

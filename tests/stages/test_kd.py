@@ -22,6 +22,7 @@ from tests.stages.kd_cases import (
     SETTLED,
     STUDENT,
     TEACHER,
+    UNDER_LABELS,
     VARIED,
     B,
     C,
@@ -105,7 +106,7 @@ def test_shuffling_the_pixels_of_everything_alike_changes_no_term(settings):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [s for s in VARIED if s["kind"] not in DRAWS], ids=str)
+@pytest.mark.parametrize("settings", [s for s in VARIED if s["kind"] not in DRAWS or s.get("mask") == 0], ids=str)
 def test_the_order_of_the_images_in_a_batch_changes_no_term(settings):
     row, module = built(settings)
     student, teacher = both(b=3)
@@ -114,6 +115,21 @@ def test_the_order_of_the_images_in_a_batch_changes_no_term(settings):
         one = copy.deepcopy(module)(step_for(row, student, teacher, y))
         two = module(step_for(row, {k: v[order] for k, v in student.items()}, {k: v[order] for k, v in teacher.items()}, y[order]))
     assert {n: float(t) for n, (t, _) in one.items()} == pytest.approx({n: float(t) for n, (t, _) in two.items()}, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [s for s in VARIED if s["kind"] in UNDER_LABELS or s == {"kind": "pixel"}], ids=str)
+def test_what_lies_under_an_ignored_label_changes_no_term(settings):
+    row, module = built(settings)
+    size, found = (16, 24), []  # labels and all maps on one grid
+    y = labels()[:, ::8, ::8]
+    for changed in (False, True):
+        nets = []
+        for seed, widths in ((1, STUDENT), (2, TEACHER)):
+            maps = {k: torch.randn(B, w, *size, generator=_gen(seed)) for k, w in widths.items()}
+            nets.append({k: v.where((y != 255)[:, None], 3.0 - v) if changed else v for k, v in maps.items()})
+        for progress in (0.0, 0.5):
+            found.append({name: term.item() for name, (term, _) in module(step_for(row, *nets, y, progress)).items()})
+    assert (y == 255).any() and found[:2] == [pytest.approx(terms, rel=1e-5) for terms in found[2:]]
 
 
 def _gen(seed):

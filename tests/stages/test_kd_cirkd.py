@@ -98,6 +98,22 @@ def test_the_contrast_is_the_mean_over_valid_pixels_of_the_kl_over_filled_keys(c
     assert contrast(s, t, valid, keys, torch.zeros(11, dtype=torch.bool), 0.1).item() == 0
 
 
+def test_the_order_of_the_images_changes_no_term():
+    """Where every pixel is remembered, and compared with."""
+    row, module = built({"kind": "cirkd", "queue": 100})
+    module.double()
+    for memory in module.memories.values():
+        memory.drawn = lambda m=memory: (m.vectors[:, :-1].flatten(0, 1), (torch.arange(m.length) < m.written[:, None]).flatten())
+    student, teacher = ({"head": t["head"].double()} for t in (taps(1, STUDENT, (6, 4), 3), taps(2, TEACHER, (6, 4), 3)))
+    y, order, found = labels(size=(48, 32), b=3)[:, ::2, ::2], [2, 0, 1], []
+    for images in ([0, 1, 2], order):
+        for memory in module.memories.values():
+            memory.written.zero_()
+        one, two = ({"head": net["head"][images]} for net in (student, teacher))
+        found.append({name: term.item() for name, (term, _) in module(step_for(row, one, two, y[images])).items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-9) and all(found[0].values())
+
+
 def test_a_step_that_fails_leaves_the_memories_as_they_were():
     row, module = built({"kind": "cirkd", "queue": 40})
     guard = Guard((module,), torch.optim.SGD(module.parameters(), lr=0.1, fused=True), None)

@@ -114,5 +114,5 @@ def contrast(student: Tensor, teacher: Tensor, valid: Tensor, keys: Tensor, fill
         return ((p.exp() * (p - q)).sum(1) * v).sum()
 
     chunks = zip(*(rows.split(ROWS) for rows in (student, teacher, valid)), strict=True)
-    parts = [checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]
+    parts = [checkpoint(part, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return torch.stack(parts).sum() / valid.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Where student and teacher come together: maps of different strides on one grid, features of different widths in one space."""
+"""Where student and teacher come together: maps of different strides on one grid, features of different widths and lengths in one space."""
 
 import torch
 from torch import Tensor, nn
@@ -20,3 +20,11 @@ def same_grid(student: Tensor, teacher: Tensor, align_corners: bool = False) -> 
 def projector(given: int, wanted: int) -> nn.Module:
     """Features (B, given, h, w) to the other network's width: a 1x1 convolution without bias, nothing where the widths agree."""
     return nn.Identity() if given == wanted else nn.Conv2d(given, wanted, 1, bias=False)
+
+
+def unit(vectors: Tensor, dim: int, shortest: float = 0.0) -> Tensor:
+    """Of length 1 along `dim`, in float32 at least. One no longer than `shortest` has no direction: it becomes zeros and gets no
+    gradient, which a division by a smallest length would make 1e12 times what comes back, and no number in half precision."""
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / torch.where(length > shortest, length, torch.inf)

@@ -199,9 +199,8 @@ def test_the_term_and_its_gradients_equal_the_equations(classes, temperature, ma
 def test_a_student_comes_to_the_teachers_grid_by_its_own_rule():
     module, student, teacher, y, _ = settled()
     enlarged = {"head": interpolate(student["head"], teacher["head"].shape[-2:], mode="bilinear", align_corners=True)}
-    one, two, other = (
-        module(Step(s, teacher, y, align_corners=align))["gskd"][0] for s, align in ((student, True), (enlarged, True), (student, False))
-    )
+    cases = (student, True), (enlarged, True), (student, False)
+    one, two, other = (module(Step(net, teacher, y, align_corners=align))["gskd"][0] for net, align in cases)
     torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
     assert not torch.isclose(one, other, rtol=1e-6)
 

@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from stages.kd import Pair
+from stages.kd._meet import unit
 from stages.kd._step import Step
-from stages.kd.text.loss import directions, unit
+from stages.kd.text.loss import directions
 from tests.stages.kd_cases import row_of
 
 S, T, D = 6, 8, 9  # widths of the student's head, the teacher's, and of language
@@ -186,7 +187,7 @@ def test_training_the_projections_makes_both_read_and_neither_collapse():
         sum(weight * term for term, weight in terms.values()).backward()
         optimizer.step()
     for f, conv in zip(heads, (module.student, module.teacher), strict=True):
-        maps = module.map(unit(conv(f)))
+        maps = module.map(unit(conv(f), 1))
         assert (maps.argmax(1) == y).float().mean() > 0.9 and maps.flatten(2).std(2).min() > 0.5
     assert terms["text_region"][0] < 0.1
 

@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, normalize
+from torch.nn.functional import avg_pool2d
 from torch.utils.checkpoint import checkpoint
 
 from kernels.segmented_mean import segmented_mean
 from kernels.similarity_kl import similarity_kl
-from stages.kd._meet import same_grid
+from stages.kd._meet import same_grid, unit
 from stages.kd._step import IGNORE
 
 CONTRAST = {"pixel": 4096, "region": 1024}  # remembered vectors a pixel is compared with, over all classes
@@ -34,11 +34,11 @@ class CrossImage(nn.Module):
             pooled = [avg_pool2d(f, side) if side > 1 else f for f in (student, teacher)]
             terms["cirkd"] = similarity_kl(*pooled, temperature=self.temperature)
         if self.memories:
-            labels, unit = step.labels_at(teacher.shape[2:]), normalize(teacher)
-            own, valid = normalize(self.project(student)), (labels != IGNORE).flatten()
+            labels, theirs = step.labels_at(teacher.shape[2:]), unit(teacher, 1)
+            own, valid = unit(self.project(student), 1), (labels != IGNORE).flatten()
             for kind, memory in self.memories.items():
-                memory.remember(*(pixels_of if kind == "pixel" else regions_of)(unit, labels, memory.classes))
-                terms[f"cirkd_{kind}"] = contrast(rows(own), rows(unit), valid, *memory.drawn(), self.temperature)
+                memory.remember(*(pixels_of if kind == "pixel" else regions_of)(theirs, labels, memory.classes))
+                terms[f"cirkd_{kind}"] = contrast(rows(own), rows(theirs), valid, *memory.drawn(), self.temperature)
         return {name: (terms[name], weight) for name, weight in self.weights.items()}
 
 
@@ -83,7 +83,7 @@ def gathered(tensor: Tensor) -> Tensor:
 def regions_of(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """The mean of each class in each image, as a unit vector: (B, K, C), and whether it is there."""
     means, counts = segmented_mean(features, labels, classes)
-    return normalize(means, dim=2), counts > 0
+    return unit(means, 2), counts > 0
 
 
 def pixels_of(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

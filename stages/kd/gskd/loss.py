@@ -2,11 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from stages.kd._meet import on_grid, same_grid
+from stages.kd._meet import on_grid, same_grid, unit
 
 from .balanced import MOST, balanced
+
+SHORTEST = 1e-6  # a feature no longer than this has no direction
 
 
 class Structure(nn.Module):
@@ -59,8 +60,8 @@ def rows_at(features: Tensor, index: Tensor) -> Tensor:
 
 def cosines(rows: Tensor) -> Tensor:
     """(B, M, D) -> (B, M, M)."""
-    unit = normalize(rows, dim=2, eps=1e-6)  # a row of zeros must not give a gradient of 1e12
-    return unit @ unit.mT
+    rows = unit(rows, 2, SHORTEST)
+    return rows @ rows.mT
 
 
 def dealt(live: Tensor, size: Tensor) -> Tensor:

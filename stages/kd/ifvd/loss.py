@@ -1,12 +1,10 @@
 """The mean squared difference between the cosines of pixels to the centre of their class, in two networks."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from kernels.segmented_mean import segmented_mean
-from stages.kd._meet import same_grid
+from stages.kd._meet import same_grid, unit
 
 
 class Variation(nn.Module):
@@ -31,9 +29,3 @@ def typical(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
         cosines = unit(centres, 2) @ unit(features.flatten(2), 1)
     return (cosines * own).sum(1)
-
-
-def unit(vectors: Tensor, dim: int) -> Tensor:
-    """Of length 1 along `dim`; a zero vector has no direction: it stays 0, and gets no gradient."""
-    length = vectors.norm(dim=dim, keepdim=True)
-    return vectors / length.masked_fill(length == 0, math.inf)

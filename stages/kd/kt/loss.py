@@ -6,10 +6,10 @@ from torch.nn.functional import triplet_margin_loss
 
 from kernels.channel_kl import channel_kl
 from kernels.logit_tailoring import logit_tailoring
-from stages.kd._meet import on_grid, projector
+from stages.kd._meet import on_grid, projector, unit
 
 AUX = 0.4  # of the auxiliary logits beside the main ones, in the released code
-SMALLEST = 1e-12  # norm of a channel below which it points nowhere
+SHORTEST = 1e-12  # norm of a channel below which it points nowhere
 
 
 class KnowledgeTailoring(nn.Module):
@@ -52,7 +52,8 @@ class KnowledgeTailoring(nn.Module):
         early, terms = step.progress < self.switch, {}
         net, idle = (self.lift, (self.cut,)) if early else (self.cut, (self.lift, self.reach, self.cut))
         with torch.autocast(student.device.type, enabled=False):
-            likeness = unit(student.flatten(2)) @ unit(teacher.flatten(2)).mT  # (B, c_s, c_t), cosines
+            own, theirs = (unit(net.flatten(2), 2, SHORTEST) for net in (student, teacher))  # (B, c, P)
+            likeness = own @ theirs.mT  # (B, c_s, c_t), cosines
             high, low = parted(likeness.mT, student) if early else parted(likeness, teacher)
             high = net(high)
             if self.weights["kt_feature"]:
@@ -73,14 +74,6 @@ def tailor(width: int) -> nn.Module:
     inner = max(1, width // 2)
     convs = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, inner, 1), nn.Conv2d(inner, width, 1)
     return nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
-
-
-def unit(rows: Tensor) -> Tensor:
-    """(B, c, P), each channel of length 1. One that is 0 everywhere stays so, and gets no gradient: the code's would be 1e12 times
-    what comes back, which is no number in half precision."""
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    alive = length > SMALLEST
-    return torch.where(alive, rows / torch.where(alive, length, 1.0), 0.0)
 
 
 def parted(likeness: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,10 @@
 """The mean squared difference of all cosines between nodes of an image, through products of channels instead of pairs of nodes."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from stages.kd._meet import same_grid
+from stages.kd._meet import same_grid, unit
 
 
 class PairWise(nn.Module):
@@ -24,9 +22,7 @@ class PairWise(nn.Module):
 
 def nodes(features: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, C, n), each node of length 1, or 0 where nothing is active."""
-    pooled = max_pool2d(features, 2, ceil_mode=True).flatten(2)
-    length = pooled.norm(dim=1, keepdim=True)
-    return pooled / length.masked_fill(length == 0, math.inf)
+    return unit(max_pool2d(features, 2, ceil_mode=True).flatten(2), 1)
 
 
 def squares(a: Tensor, b: Tensor) -> Tensor:

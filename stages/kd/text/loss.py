@@ -10,7 +10,7 @@ from kernels.channel_kl import channel_kl
 from kernels.segmented_mean import segmented_mean
 from kernels.upsample_ce_kl import upsample_ce_kl
 from stages.kd import When
-from stages.kd._meet import same_grid
+from stages.kd._meet import same_grid, unit
 from stages.kd._step import IGNORE
 
 SHARPNESS = 1 / 0.07  # of cosines before a softmax, as CLIP starts its training
@@ -33,7 +33,7 @@ class TextDistillation(nn.Module):
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         row = self.row
         sides = [(step.student["head"], self.student), (step.teacher["head"], self.teacher)]
-        units = [unit(conv(f.to(conv.weight.dtype))) for f, conv in sides]  # each (B, D, h, w) on its own grid
+        units = [unit(conv(f.to(conv.weight.dtype)), 1, SHORTEST) for f, conv in sides]  # each (B, D, h, w) on its own grid
         ys = [step.labels_at(u.shape[-2:]) for u in units]
         maps = [self.map(u) for u in units]
         terms = {"text_align": (sum(map(align, maps, ys)), row.align_weight)}
@@ -72,19 +72,12 @@ class TextDistillation(nn.Module):
     def named(self, rho: Tensor) -> Tensor:
         """(B, K, K') cosines of the regions' mean vectors (B, K, D) with all names."""
         with torch.autocast(rho.device.type, enabled=False):
-            return unit(rho, -1) @ self.names.to(rho.dtype).mT
+            return unit(rho, -1, SHORTEST) @ self.names.to(rho.dtype).mT
 
 
 def directions(text: Tensor, center: bool) -> Tensor:
     """E: the rows of length 1, seen from their mean if asked."""
     return normalize(text - text.mean(0) if center else text, dim=1)
-
-
-def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """In float32 at least. A vector without a direction becomes zeros and gets no gradient, where a mere clamp would give it a huge one."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    return x / torch.where(length > SHORTEST, length, torch.inf)
 
 
 def align(maps: Tensor, y: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from pipeline.errors import BadRecipe
 from stages.kd import Pair
 from stages.kd._step import Step
 from stages.kd.gskd.balanced import balanced
@@ -259,6 +260,12 @@ def test_fewer_points_than_two_groups_hold_add_nothing(group, counts):
     y[:, 64:] = 1
     term, _ = module(step_for(row, student, teacher, y))["gskd"]
     assert (term.item() > 0) == counts and term.requires_grad
+
+
+def test_descriptors_that_no_image_could_fill_are_refused():
+    with pytest.raises(BadRecipe, match="group 21 needs 42 points of an image, and of 5 classes, 8 of each, there are 40 at most"):
+        built({"kind": "gskd", "group": 21})
+    built({"kind": "gskd", "group": 20})
 
 
 def test_a_preset_gives_what_is_left_open():

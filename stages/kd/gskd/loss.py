@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import BadRecipe
 from stages.kd._meet import on_grid, same_grid, unit
 
 from .balanced import MOST, balanced
@@ -29,6 +30,9 @@ class Structure(nn.Module):
         self.classes, self.per_class, self.group, self.mask_diagonal = classes, per_class, group, mask_diagonal
         self.weight, self.temperature = weight, temperature
         points = per_class * min(classes, MOST)
+        if group and points < 2 * group:
+            most = f"of {min(classes, MOST)} classes, {per_class} of each, there are {points} at most"
+            raise BadRecipe(f"gskd: group {group} needs {2 * group} points of an image, and {most}: lower group, or raise per_class")
         self.groups = per_class if group is None else -(-points // group) if group else 1  # at most
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:

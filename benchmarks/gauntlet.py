@@ -57,7 +57,7 @@ def add(file: Path, name: str, store: Store) -> None:
         ids = result["artifacts"]
         if not ids.get("measured") or ids["measured"][:12] in known:
             continue
-        kept["runs"].append(taken(result, store))
+        kept["runs"].append(taken(result, found["machine"], store))
         kept["schedule"] = schedule(ids, store)
         new += 1
     kept["runs"].sort(key=lambda run: (run["method"], run["seed"]))
@@ -66,7 +66,7 @@ def add(file: Path, name: str, store: Store) -> None:
     print(f"{path}: {new} new, {len(kept['runs'])} in all")
 
 
-def taken(result: dict, store: Store) -> dict:
+def taken(result: dict, machine: dict, store: Store) -> dict:
     """What is kept of one run."""
     ids, values = result["artifacts"], result["values"]
     data, measured, student = (opened(store, ids[name]) for name in ("data", "measured", "student"))
@@ -86,7 +86,7 @@ def taken(result: dict, store: Store) -> dict:
         "iou": {c: None if v is None else round(v, 2) for c, v in zip(measurement["classes"], classes, strict=True)},
         "teacher_miou": round(measurement["models"]["teacher"]["miou"], 3),
         "steps": student.facts["steps"],
-        "step_ms": result["figures"].get("student.step_ms"),
+        "ms": result["figures"].get("student.step_ms" if machine["gpus"] else "student.cpu_ms"),
         "student": ids["student"][:12],
         "measured": ids["measured"][:12],
         "added": datetime.date.today().isoformat(),
@@ -134,7 +134,7 @@ def section(path: Path) -> str:
         "",
         "| method | seeds | mIoU | over none, equal steps | 95 % | per drive, over none | ms per step | over none, equal time |",
         "|---|---|---|---|---|---|---|---|",
-        f"| {BASELINE} | {len(base)} | {mean(base):.2f} ± {spread(base):.2f} | | | | {time_of(base):.0f} | |",
+        f"| {BASELINE} | {len(base)} | {mean(base):.2f} {spread(base)} | | | | {ms(base)} | |",
     ]
     for method, runs in rows:
         pairs = [run["miou"] - base[seed]["miou"] for seed, run in runs.items() if seed in base]
@@ -142,14 +142,14 @@ def section(path: Path) -> str:
         drives = {d: statistics.mean(r["drives"][d] - base[s]["drives"][d] for s, r in runs.items() if s in base) for d in drives_of(runs)}
         at_time = equal_time(runs, budgets)
         lines.append(
-            f"| {method} | {len(pairs)} | {mean(runs):.2f} ± {spread(runs):.2f} | {centre:+.2f} | {bounds(centre, half)} | "
+            f"| {method} | {len(pairs)} | {mean(runs):.2f} {spread(runs)} | {centre:+.2f} | {bounds(centre, half)} | "
             + ", ".join(f"{d} {v:+.2f}" for d, v in drives.items())
-            + f" | {time_of(runs):.0f} | {'-' if at_time is None else f'{at_time:+.2f}'} |"
+            + f" | {ms(runs)} | {'-' if at_time is None else f'{at_time:+.2f}'} |"
         )
     for method, runs in sorted(budgets.items()):
         if method != BASELINE:
             steps = next(iter(runs.values()))["steps"]
-            lines.append(f"| {method}: {steps} steps | {len(runs)} | {mean(runs):.2f} ± {spread(runs):.2f} | | | | {time_of(runs):.0f} | |")
+            lines.append(f"| {method}: {steps} steps | {len(runs)} | {mean(runs):.2f} {spread(runs)} | | | | {ms(runs)} | |")
     plot = ROOT / "docs" / f"gauntlet-{path.stem}.svg"
     plot.write_text(drawn(rows, base))
     return "\n".join([*lines, "", f"![Differences to training without a teacher, one dot per seed]({plot.name})"])
@@ -159,12 +159,18 @@ def mean(runs: dict) -> float:
     return statistics.mean(run["miou"] for run in runs.values()) if runs else math.nan
 
 
-def spread(runs: dict) -> float:
-    return statistics.stdev(run["miou"] for run in runs.values()) if len(runs) > 1 else math.nan
+def spread(runs: dict) -> str:
+    return f"± {statistics.stdev(run['miou'] for run in runs.values()):.2f}" if len(runs) > 1 else ""
 
 
 def time_of(runs: dict) -> float:
-    return statistics.median(run["step_ms"] for run in runs.values()) if runs else math.nan
+    """Milliseconds of a step: of the processor where one is all there is, for the clock sees what else runs there."""
+    times = [run["ms"] for run in runs.values() if run["ms"]]
+    return statistics.median(times) if times else math.nan
+
+
+def ms(runs: dict) -> str:
+    return "-" if math.isnan(time_of(runs)) else f"{time_of(runs):.0f}"
 
 
 def drives_of(runs: dict) -> list[str]:
@@ -191,6 +197,8 @@ def equal_time(runs: dict, budgets: dict) -> float | None:
         return None
     points = sorted((next(iter(b.values()))["steps"], statistics.mean(b[s]["miou"] for s in common)) for b in budgets.values())
     steps = next(iter(runs.values()))["steps"] * time_of(runs) / time_of(plain)
+    if math.isnan(steps):
+        return None
     if not points[0][0] <= steps <= points[-1][0]:
         return None
     there = float(np.interp(steps, [p[0] for p in points], [p[1] for p in points]))

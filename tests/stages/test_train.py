@@ -75,7 +75,7 @@ def test_a_checkpoint_holds_what_the_next_stages_need_and_opens(tmp_path, data):
     assert facts["classes"] == data.facts["classes"] and facts["colours"] == data.facts["colours"]
     assert 0 <= facts["val"]["miou"] <= 100 and len(facts["val"]["iou"]) == len(facts["classes"]) and facts["val"]["images"] == 3
     assert [p["step"] for p in checkpoint.json("curves.json")["train"]] == [1, 2, 3]
-    assert {"seconds", "step_ms", "data_wait", "device"} <= checkpoint.beside.keys()
+    assert {"seconds", "step_ms", "cpu_ms", "data_wait", "device"} <= checkpoint.beside.keys()
     net = open_model(checkpoint)
     stored = load_file(checkpoint.file("weights.safetensors"))
     assert not net.training and all(torch.equal(v, stored[k]) for k, v in net.state_dict().items())

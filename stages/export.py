@@ -22,6 +22,7 @@ LOGIT_IMAGES = 2  # images on which logits are compared too
 class Export(Stage):
     kind: Literal["export"]
     makes: ClassVar[str] = "OnnxModel"
+    version: ClassVar[int] = 2
 
     data: Dataset
     checkpoint: Annotated[str, Takes(("Checkpoint",)), Field(description="The stage whose network is exported.")]
@@ -51,16 +52,18 @@ class Export(Stage):
 
     def run(self, inputs, job: Job) -> Made:
         from stages import graph
-        from stages.models import TABLE as MODELS
-        from stages.models import open_model
+        from stages.measure.flops import flops
+        from stages.models import open_model, row_of
 
         data, checkpoint = inputs["data"], inputs["checkpoint"]
-        settings, size = checkpoint.facts["model"], image_size(data.facts["size"])
-        row = MODELS.row(settings["kind"])
+        row, size = row_of(checkpoint), image_size(data.facts["size"])
         if advice := padded(size, row.multiple):
             raise BadData(advice)
         module = open_model(checkpoint)
-        proto = graph.exported(module, size, self.exporter, self.opset, self.dynamic_batch)
+        folded = row.folded(module)
+        work = {"before": flops(module, size, row.aux_keys), "after": flops(folded, size, row.aux_keys)}
+        job.say(f"one image takes {work['before'] / 1e9:.2f} GFLOPs as trained, {work['after'] / 1e9:.2f} as exported")
+        proto = graph.exported(folded, size, self.exporter, self.opset, self.dynamic_batch)
         file = write(proto, job.out / "model.onnx", keep_logits=self.logits)
         parity = checked(module, proto, file, data, self, job)
         preprocessing = contract(module, size, len(data.facts["classes"]), self.dynamic_batch)
@@ -68,7 +71,7 @@ class Export(Stage):
         facts = {key: data.facts[key] for key in ("classes", "colours")} | {"size": list(size)}
         facts |= {"opset": self.opset, "exporter": self.exporter, "batch": preprocessing["input"]["batch"], "parity": parity}
         kept = (p for name, p in module.named_parameters() if not name.startswith(row.aux_keys))
-        facts |= {"parameters": sum(p.numel() for p in kept), "source": {"model": settings}}
+        facts |= {"parameters": sum(p.numel() for p in kept), "source": {"model": checkpoint.facts["model"]}, "flops": work}
         return Made(facts, {"tools": [machine.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]})
 
 

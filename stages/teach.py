@@ -12,7 +12,7 @@ from stages.kd import Pair
 from stages.kd._terms import Terms
 from stages.loop import fit
 from stages.models import TABLE as MODELS
-from stages.models import Model, open_model
+from stages.models import Model, open_model, row_of
 from stages.samples import open_samples
 from stages.train import coarser
 from stages.weights import Weights, read_safetensors, save_checkpoint
@@ -31,7 +31,8 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     val = open_samples(data, "val") if data.facts["splits"].get("val") else None
     student, model = start(stage.model, len(classes), settings.seed, stage.init, job)
     losses = stage.losses if teacher else ()
-    master = open_model(teacher) if any(row.needs_teacher for row in (stage.task, *losses)) else None  # else it would run for nothing
+    needed = any(row.needs_teacher for row in (stage.task, *losses))  # else it would run for nothing
+    master = row_of(teacher).folded(open_model(teacher)) if needed else None
     widths = master.widths if master else {}
     pair = Pair(student.widths, widths, len(classes), text_of(inputs.get("text"), data))
     terms = Terms(stage.task, losses, pair, seed_of(settings.seed, "kd"))

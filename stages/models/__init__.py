@@ -53,13 +53,33 @@ class Model(Row):
 
         return load_into(module, source, self.convert, self.head_keys if init else ())
 
+    def folded(self, module: "nn.Module") -> "nn.Module":
+        """A copy in eval mode that gives the same maps to rounding with less work; it cannot learn, nor take published weights."""
+        from stages.fold import fold_norms, probe
+
+        double = evaluated(module)
+        fold_norms(double, lambda: double(probe(double, 2 * self.multiple)))
+        return double
+
+
+def evaluated(module: "nn.Module") -> "nn.Module":
+    """A copy that does not learn."""
+    import copy
+
+    return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def row_of(checkpoint: Artifact) -> Model:
+    """The row of a Checkpoint artifact, with its settings."""
+    settings = checkpoint.facts["model"]
+    return TABLE.row(settings["kind"]).model_validate(settings)
+
 
 def open_model(checkpoint: Artifact, device: str = "cpu") -> "nn.Module":
     """The network of a Checkpoint artifact, in eval mode. Leaves torch's global generator as it was."""
     import torch
 
-    settings = checkpoint.facts["model"]
-    row = TABLE.row(settings["kind"]).model_validate(settings)
+    row = row_of(checkpoint)
     with torch.random.fork_rng(devices=[]):
         module = row.build(len(checkpoint.facts["classes"]))
     row.load(module, checkpoint.file("weights.safetensors"))

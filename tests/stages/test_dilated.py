@@ -315,6 +315,7 @@ def test_the_exported_graph_is_the_network_without_its_auxiliary_head(model, dat
     kept = sum(p.numel() for name, p in module.named_parameters() if not name.startswith("aux_classifier."))
     assert made.facts["parameters"] == kept < sum(p.numel() for p in module.parameters())
     assert inside < kept + 5000, "BatchNorm is folded; what is left over are the matrices of the averages"
+    assert made.facts["flops"]["after"] < made.facts["flops"]["before"]
     assert not any("aux" in x.name for x in proto.graph.initializer)
     assert not {node.op_type for node in proto.graph.node} & {"Gather", "Range", "Loop", "If", "Where"}
 

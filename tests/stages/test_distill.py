@@ -128,6 +128,21 @@ def test_the_teacher_is_not_part_of_the_checkpoint(tmp_path, data, teacher):
     assert load_file(student.file("weights.safetensors")).keys() == bare.state_dict().keys()
 
 
+def test_the_teacher_runs_folded_and_the_student_learns_as_it_is(tmp_path, data, teacher, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def fit(*given):
+        seen.extend(any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) for net in (given[0], given[6]))
+        raise Enough
+
+    seen = []
+    monkeypatch.setattr("stages.teach.fit", fit)
+    with pytest.raises(Enough):
+        run(tmp_path, distill(), data=data, teacher=teacher)
+    assert seen == [True, False]
+
+
 def test_a_teacher_of_other_classes_is_refused_with_both_class_lists(tmp_path, data, teacher):
     other = Artifact("teacher", "Checkpoint", teacher.id, teacher.folder, teacher.facts | {"classes": ["road", "sky"]})
     with pytest.raises(BadData) as raised:

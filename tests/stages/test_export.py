@@ -13,7 +13,8 @@ from pipeline.errors import BadData, Stillhouse
 from stages import graph, onnxfile
 from stages.data import Data
 from stages.export import Export, padded
-from stages.models import open_model
+from stages.models import evaluated, open_model
+from stages.models.tiny import Tiny
 from stages.samples import open_samples
 from tests.stages import small_line
 
@@ -112,7 +113,7 @@ def test_logits_come_out_when_asked_for_and_the_parity_is_recorded(line, tmp_pat
     assert model.facts["batch"] == 1 and model.json("preprocessing.json")["input"]["batch"] == 1
 
 
-@pytest.mark.parametrize("broken", ["normalisation", "order", "corners"])
+@pytest.mark.parametrize("broken", ["normalisation", "order", "corners", "folding"])
 def test_a_graph_that_is_not_the_network_is_never_published(line, tmp_path, monkeypatch, broken):
     _, dataset, student, _ = line
 
@@ -124,10 +125,26 @@ def test_a_graph_that_is_not_the_network_is_never_published(line, tmp_path, monk
             logits = self.module(x / 255 if broken == "normalisation" else x)["logits"]
             return graph.classmap(logits, (image.shape[1], image.shape[2]), broken == "corners"), logits
 
+    def folded(self, module):
+        double = evaluated(module)
+        double.classifier.weight.data[[0, 1]] = double.classifier.weight.data[[1, 0]]
+        return double
+
     monkeypatch.setattr(graph, "Deployed", Wrong)
+    if broken == "folding":
+        monkeypatch.setattr(Tiny, "folded", folded)
     with pytest.raises(Stillhouse, match=r"not the network.*Worst: val_") as caught:
         small_line.exported(tmp_path, dataset, student)
     assert caught.value.code == 1
+
+
+def test_the_arithmetic_in_the_facts_is_that_of_the_graph(line):
+    proto = onnx.shape_inference.infer_shapes(onnx.load(line[3].file("model.onnx")))
+    weights = {x.name: x.dims for x in proto.graph.initializer}
+    shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in proto.graph.value_info}
+    convs = [node for node in proto.graph.node if node.op_type == "Conv"]
+    counted = sum(2 * int(np.prod(weights[node.input[1]]) * np.prod(shapes[node.output[0]][2:])) for node in convs)
+    assert line[3].facts["flops"] == {"before": counted, "after": counted}, "in this network BatchNorm is all there is to fold"
 
 
 def test_nothing_is_printed_by_the_exporter(line, tmp_path, capfd, recwarn):

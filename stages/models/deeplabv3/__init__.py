@@ -31,3 +31,10 @@ class DeepLabV3(Model):
 
     def convert(self, state: dict[str, Any]) -> dict[str, Any]:
         return ours(state, () if self.aux else self.aux_keys)
+
+    def folded(self, module):
+        from .net import FoldedAspp
+
+        double = super().folded(module)
+        double.classifier[0] = FoldedAspp(double.classifier[0])
+        return double

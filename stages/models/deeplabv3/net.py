@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.fold import conv_of
 from stages.models._dilated import DROPOUT, Dilated, PooledNorm, backbone_of, conv
 
 RATES = (12, 24, 36)  # dilations, for output stride 8
@@ -46,6 +47,21 @@ class Aspp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         *local, whole = (branch(x) for branch in self.convs)
         return self.project(torch.cat([*local, whole.expand(-1, -1, *x.shape[2:])], 1))
+
+
+class FoldedAspp(nn.Module):
+    """The same with what `project` makes of the whole image computed once per image, not once per cell: there it is a bias."""
+
+    def __init__(self, aspp: Aspp):
+        super().__init__()
+        *local, whole = aspp.convs
+        conv = aspp.project[0]  # with a bias: BatchNorm is in it
+        cells, image = conv.weight.split([conv.in_channels - whole[1].out_channels, whole[1].out_channels], 1)
+        self.convs, self.whole = nn.ModuleList(local), nn.Sequential(*whole, conv_of(image, conv.bias, conv.weight))
+        self.project = conv_of(cells, None, conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.project(torch.cat([branch(x) for branch in self.convs], 1)) + self.whole(x))
 
 
 class Mean(nn.Module):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from stages.models import MEAN, STD, Model, Triple
+from stages.models import MEAN, STD, Model, Triple, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,3 +51,10 @@ class HuggingFace(Model):
         from .net import load_published
 
         return load_published(module, source, init)
+
+    def folded(self, module: "nn.Module") -> "nn.Module":
+        from stages.fold import fold_norms, probe
+
+        double = evaluated(module)
+        fold_norms(double, lambda: double.taps(probe(double, double.side)))
+        return double

@@ -28,7 +28,7 @@ class HfNet(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) / rescale, persistent=False)
         self.align_corners = False
         self.seen: dict[str, Tensor] = {}  # what the hook caught in the forward under way
-        side = settings.get("image_size") if isinstance(settings.get("image_size"), int) else 64
+        self.side = side = settings.get("image_size") if isinstance(settings.get("image_size"), int) else 64  # of an image to try it with
         image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
         classifier = last_classifier(self.net, image, classes)
         if classifier is not None:

@@ -32,3 +32,10 @@ class PSPNet(Model):
     def convert(self, state: dict[str, Any]) -> dict[str, Any]:
         theirs = tuple(f"classifier.{i}." for i in range(10))  # torchvision's heads number their modules, ours names them
         return ours(state, theirs if self.aux else theirs + self.aux_keys)
+
+    def folded(self, module):
+        from .net import FoldedHead
+
+        double = super().folded(module)
+        double.classifier = FoldedHead(double.classifier)
+        return double

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.fold import conv_of
 from stages.models._dilated import DROPOUT, Dilated, PooledNorm, backbone_of, conv
 
 BINS = (1, 2, 3, 6)
@@ -31,6 +32,44 @@ class Head(nn.Module):
         maps = [F.interpolate(p, x.shape[2:], mode="bilinear", align_corners=self.align_corners) for p in pooled]
         head = F.dropout(self.bottleneck(torch.cat([x, *maps], 1)), DROPOUT, self.training)
         return self.last(head), head
+
+
+class FoldedHead(nn.Module):
+    """The same head without the enlarged maps: the 3x3 convolution sees them only through their few cells.
+
+    A 3x3 convolution is nine 1x1 convolutions, each moved by one cell or none, with zeros coming in at the border. A 1x1 convolution may
+    come before enlarging, so each of the nine is computed on the bins alone; enlarging, moving and the zeros are one small matrix per axis
+    (`spread`), since bilinear enlarging is a product of both axes. So the zero padding is exact, too.
+    """
+
+    def __init__(self, head: Head):
+        super().__init__()
+        conv = head.bottleneck[0]  # with a bias: BatchNorm is in it
+        part = head.pyramid[0][0].out_channels
+        own, *others = conv.weight.split([conv.in_channels - len(BINS) * part] + len(BINS) * [part], 1)
+        self.pyramid, self.own = head.pyramid, conv_of(own, conv.bias, own, padding=1)
+        self.nine = nn.ModuleList(conv_of(w.permute(0, 2, 3, 1).reshape(-1, part, 1, 1), None, w) for w in others)
+        self.last, self.width, self.align_corners = head.last, head.width, head.align_corners
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows, sums = [], []
+        for branch, nine, bins in zip(self.pyramid, self.nine, BINS, strict=True):
+            cells = nine(branch(averages(x, bins))).unflatten(1, (self.width, 3, 3))  # (B, C, 3, 3, bins, bins): moves, then cells
+            cells = cells.transpose(3, 4).flatten(4).flatten(2, 3)  # (B, C, 3 * bins, 3 * bins)
+            down, across = (spread(side, bins, self.align_corners, x) for side in x.shape[2:])
+            rows.append(down)
+            sums.append(cells @ across.T)
+        head = F.relu(self.own(x) + torch.cat(rows, 1) @ torch.cat(sums, 2))  # (h, 36) @ (B, C, 36, w)
+        return self.last(head), head
+
+
+def spread(side: int, bins: int, align_corners: bool, like: Tensor) -> Tensor:
+    """(side, 3 * bins): the part each bin has in each cell of a side after bilinear enlarging, moved by -1, 0 and 1 cell."""
+    dtype = torch.promote_types(like.dtype, torch.float32)  # places in half precision would be off
+    cell, bin_ = (torch.arange(n, device=like.device, dtype=dtype) for n in (side, bins))
+    at = cell * ((bins - 1) / max(side - 1, 1)) if align_corners else ((cell + 0.5) * (bins / side) - 0.5).clamp(0, bins - 1)
+    part = F.pad((1 - (at[:, None] - bin_).abs()).clamp(min=0), (0, 0, 1, 1))  # zeros beyond the border
+    return torch.cat([part[move : move + side] for move in range(3)], 1).to(like.dtype)
 
 
 def averages(x: Tensor, bins: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.models import MEAN, STD, Model, Triple
+from stages.models import MEAN, STD, Model, Triple, evaluated
 
 
 class SegFormer(Model):
@@ -25,6 +25,13 @@ class SegFormer(Model):
 
     def convert(self, state: dict[str, Any]) -> dict[str, Any]:
         return {name: value for key, value in state.items() if (name := our_name(key)) is not None}
+
+    def folded(self, module):
+        from .net import FoldedHead
+
+        double = evaluated(module)
+        double.decode_head = FoldedHead(double.decode_head)  # it holds the only BatchNorm
+        return double
 
 
 # transformers 4 names its modules as we do. transformers 5 has other names in memory (a state dict saved directly holds them), and

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.fold import affine, conv_of
 from stages.models import LEVELS, require_multiple
 
 WIDTHS = {"b0": (32, 64, 160, 256)} | dict.fromkeys(("b1", "b2", "b3", "b4", "b5"), (64, 128, 320, 512))
@@ -157,6 +158,33 @@ class Head(nn.Module):
         levels = [F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners) for x in levels]
         head = F.relu(self.batch_norm(self.linear_fuse(torch.cat(levels[::-1], 1))))  # coarsest first, as published
         return self.classifier(self.dropout(head)), head
+
+
+class FoldedHead(nn.Module):
+    """The same head with projection, fusion and BatchNorm in one 1x1 convolution per level, computed before enlarging and added after it.
+
+    Exact: enlarging mixes positions and a 1x1 convolution mixes channels, so either may come first; and the biases pass enlarging as they
+    are, for the weights of an interpolation sum to 1.
+    """
+
+    def __init__(self, head: Head):
+        super().__init__()
+        scale, bias = affine(head.batch_norm)
+        fuse = head.linear_fuse.weight
+        parts = (fuse.flatten(1).double() * scale[:, None]).chunk(len(head.linear_c), 1)
+        linears = [linear["proj"] for linear in head.linear_c]
+        weights = [part @ linear.weight.double() for part, linear in zip(parts[::-1], linears, strict=True)]  # parts: coarsest first
+        for part, linear in zip(parts[::-1], linears, strict=True):
+            bias = bias + part @ linear.bias.double()
+        self.fused = nn.ModuleList(conv_of(w[:, :, None, None], bias if i == 0 else None, fuse) for i, w in enumerate(weights))
+        self.classifier, self.align_corners = head.classifier, head.align_corners
+
+    def forward(self, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
+        x, *coarser = (conv(level) for conv, level in zip(self.fused, pyramid, strict=True))
+        for level in coarser:
+            x = x + F.interpolate(level, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        head = F.relu(x)
+        return self.classifier(head), head
 
 
 def to_map(x: Tensor, h: int, w: int) -> Tensor:  # (B, N, C) -> (B, C, H, W)

@@ -42,6 +42,9 @@ def trained(row, m):
         for norm in norms(model):
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_(std=0.2)
+        if row.kind == "hf":  # as transformers draws its weights, every pixel has the same class
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn_like(p))
     return model.eval()
 
 

@@ -93,6 +93,7 @@ def test_stopped_it_stops_its_runs_and_goes_on_with_the_same_command(place):
     while not all(log.exists() and "counting" in log.read_text() for log in logs):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    time.sleep(1.0)  # a stage that has not asked yet whether it shall stop has nothing to save
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "stopped with 2 of 2 runs ended; the same command goes on" in out + err

@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo cuda test test-full test-optimum faults gpu-check lint pin clean
 
-$(VENV)/.installed: pyproject.toml setup.py kernels/cpu.h $(wildcard kernels/*/cpu.cpp kernels/*/*.c)
+$(VENV)/.installed: pyproject.toml setup.py kernels/cpu.h $(wildcard kernels/*/cpu.cpp)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,hf,track,triton,dev]"
 	touch $@

@@ -24,7 +24,6 @@ class Load(Stage):
     data: Dataset
 
     makes: ClassVar[str] = "Checkpoint"
-    version: ClassVar[int] = 2
 
     def outside(self) -> dict[str, str]:
         return {"weights": self.weights.digest()}

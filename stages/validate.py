@@ -31,7 +31,6 @@ class Latency(BaseModel):
 class Validate(Stage):
     kind: Literal["validate"]
     makes: ClassVar[str] = "Measurement"
-    version: ClassVar[int] = 2
     reproducible: ClassVar[bool] = False  # time is measured
 
     data: Dataset

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 class PyTorch(Engine):
     kind: Literal["pytorch"]
-    version: ClassVar[int] = 2
     takes: ClassVar[str] = "Checkpoint"
     package: ClassVar[str] = "torch"
 

@@ -88,9 +88,10 @@ def open_model(checkpoint: Artifact, device: str = "cpu") -> "nn.Module":
 
 def classmap(logits: "Tensor", size: tuple[int, int], align_corners: bool) -> "Tensor":
     """Logits (B, C, h, w) to the class of every pixel, uint8 (B, H, W)."""
-    from kernels.upsample_argmax import upsample_argmax
+    import torch
+    import torch.nn.functional as F
 
-    return upsample_argmax(logits.float(), size, align_corners)
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).argmax(1).to(torch.uint8)
 
 
 def require_multiple(image: "Tensor", multiple: int) -> None:

@@ -36,7 +36,7 @@ def bounded(what: str, size: int, seconds: float | None = SECONDS) -> Iterator[N
     """
     allowance = SPACE + COPIES * size + 2 * STACK * (os.cpu_count() or 1)
     try:
-        with _memory(allowance), _time(seconds):
+        with _gradients(), _memory(allowance), _time(seconds):
             yield
     except _Elapsed:
         raise BadData(f"{what} asks for more than {seconds:.0f} s of processor time to be built: is it what it is said to be?") from None
@@ -53,6 +53,18 @@ def bounded(what: str, size: int, seconds: float | None = SECONDS) -> Iterator[N
 def wants_memory(error: Exception) -> bool:
     """Whether a library means that it got no memory. Each has its own words for it."""
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in REFUSALS)
+
+
+@contextmanager
+def _gradients() -> Iterator[None]:
+    """What ends the body may strike while torch enters or leaves no_grad, and would leave the whole process without gradients."""
+    torch = sys.modules.get("torch")
+    enabled = torch is not None and torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        if enabled and not torch.is_grad_enabled():
+            torch.set_grad_enabled(True)
 
 
 @contextmanager

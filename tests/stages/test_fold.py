@@ -74,7 +74,8 @@ def test_every_map_stays_as_it_is(settings):
     for name in exact:
         scale = exact[name].abs().max()
         assert (algebra[name] - exact[name]).abs().max() <= 1e-12 * scale, name
-        assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale, name
+        own = (theirs[name] - exact[name]).abs().max()  # what rounding makes of the network as it is
+        assert (ours[name] - exact[name]).abs().max() <= max(1e-5 * scale, 3 * own), name
     size = image.shape[2:]
     assert torch.equal(argmax(algebra["logits"], size, model), argmax(exact["logits"], size, model))
     best = F.interpolate(exact["logits"], size, mode="bilinear", align_corners=model.align_corners).topk(2, 1).values

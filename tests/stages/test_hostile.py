@@ -204,3 +204,12 @@ def test_no_code_here_opens_archives_or_pickles_or_runs_text():
                 if words.endswith("np.load") or words == "numpy.load":
                     found |= {(name, "allow_pickle") for k in step.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"}
     assert found == ALLOWED
+
+
+def test_what_strikes_while_torch_leaves_no_grad_does_not_take_gradients_from_the_process():
+    import torch
+
+    with pytest.raises(KeyError), bounded("the thing", 0):
+        torch.set_grad_enabled(False)  # as it is in no_grad, whose end was never reached
+        raise KeyError
+    assert torch.is_grad_enabled()

@@ -6,9 +6,9 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo cuda test test-full test-optimum faults gpu-check lint pin clean
 
-$(VENV)/.installed: pyproject.toml setup.py kernels/cpu.h $(wildcard kernels/*/cpu.cpp)
+$(VENV)/.installed: pyproject.toml setup.py kernels/cpu.h $(wildcard kernels/*/cpu.cpp kernels/*/*.c)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,hf,track,triton,dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[cpu,openvino,trt-rtx,hf,track,triton,dev]"
 	touch $@
 
 demo: $(VENV)/.installed  ## train a teacher, distil it, build engines, measure, gate, bundle, and write the page

@@ -18,7 +18,7 @@ setup(
         Extension(
             f"kernels.{name}",
             sources=sorted(str(path.relative_to(HERE)) for path in HERE.glob("kernels/*/cpu.cpp")),
-            depends=["kernels/cpu.h"],
+            depends=["kernels/cpu.h", "kernels/upsample_argmax/argmax.c"],
             language="c++",
             extra_compile_args=FLAGS + vectors,
             extra_link_args=["-pthread"],

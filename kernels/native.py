@@ -16,7 +16,7 @@ def why_not() -> str:
     """Why the library cannot be used, or ""."""
     if not (found := built()):
         return "it was not compiled when this package was installed (install g++, then `pip install` it again)"
-    if any(source.stat().st_mtime > found[0].stat().st_mtime for source in (*HERE.glob("*.h"), *HERE.glob("*/*.cpp"))):
+    if any(source.stat().st_mtime > found[0].stat().st_mtime for source in (*HERE.glob("*.h"), *HERE.glob("*/*.cpp"), *HERE.glob("*/*.c"))):
         return f"{found[0].name} is older than its sources (`pip install` this package again)"
     try:
         library()

@@ -24,6 +24,7 @@ class Load(Stage):
     data: Dataset
 
     makes: ClassVar[str] = "Checkpoint"
+    version: ClassVar[int] = 2
 
     def outside(self) -> dict[str, str]:
         return {"weights": self.weights.digest()}

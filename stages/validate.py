@@ -31,6 +31,7 @@ class Latency(BaseModel):
 class Validate(Stage):
     kind: Literal["validate"]
     makes: ClassVar[str] = "Measurement"
+    version: ClassVar[int] = 2
     reproducible: ClassVar[bool] = False  # time is measured
 
     data: Dataset

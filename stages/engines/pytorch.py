@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class PyTorch(Engine):
     kind: Literal["pytorch"]
+    version: ClassVar[int] = 2
     takes: ClassVar[str] = "Checkpoint"
     package: ClassVar[str] = "torch"
 

@@ -88,10 +88,9 @@ def open_model(checkpoint: Artifact, device: str = "cpu") -> "nn.Module":
 
 def classmap(logits: "Tensor", size: tuple[int, int], align_corners: bool) -> "Tensor":
     """Logits (B, C, h, w) to the class of every pixel, uint8 (B, H, W)."""
-    import torch
-    import torch.nn.functional as F
+    from kernels.upsample_argmax import upsample_argmax
 
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).argmax(1).to(torch.uint8)
+    return upsample_argmax(logits.float(), size, align_corners)
 
 
 def require_multiple(image: "Tensor", multiple: int) -> None:

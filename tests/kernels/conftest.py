@@ -57,12 +57,13 @@ def guard(monkeypatch):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """torch.empty gives memory full of NaN (of -99 for integers) between two guards, which must be whole when the test ends."""
+    """torch.empty gives memory full of NaN (of -99 for integers, 99 for bytes) between two guards, whole when the test ends."""
     made, guard = [], 64
 
     def empty(*shape, dtype=torch.float32, device=None):
         shape = shape if isinstance(shape[0], int) else tuple(shape[0])
-        memory = torch.full((math.prod(shape) + 2 * guard,), float("nan") if dtype.is_floating_point else -99, dtype=dtype, device=device)
+        poison = float("nan") if dtype.is_floating_point else 99 if dtype == torch.uint8 else -99
+        memory = torch.full((math.prod(shape) + 2 * guard,), poison, dtype=dtype, device=device)
         memory[:guard] = memory[-guard:] = 7
         made.append(memory)
         return memory[guard:-guard].view(shape)

@@ -22,7 +22,7 @@ LOGIT_IMAGES = 2  # images on which logits are compared too
 class Export(Stage):
     kind: Literal["export"]
     makes: ClassVar[str] = "OnnxModel"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     data: Dataset
     checkpoint: Annotated[str, Takes(("Checkpoint",)), Field(description="The stage whose network is exported.")]
@@ -70,6 +70,7 @@ class Export(Stage):
         (job.out / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
         facts = {key: data.facts[key] for key in ("classes", "colours")} | {"size": list(size)}
         facts |= {"opset": self.opset, "exporter": self.exporter, "batch": preprocessing["input"]["batch"], "parity": parity}
+        facts |= {"align_corners": module.align_corners, "precision": "f32"}
         kept = (p for name, p in module.named_parameters() if not name.startswith(row.aux_keys))
         facts |= {"parameters": sum(p.numel() for p in kept), "source": {"model": checkpoint.facts["model"]}, "flops": work}
         return Made(facts, {"tools": [machine.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]})
@@ -140,6 +141,10 @@ def contract(module: "nn.Module", size: tuple[int, int], classes: int, dynamic_b
         "resize": {"rule": "bilinear", "what": "the whole image is brought to size (height, width); nothing is cropped or padded"},
         "normalise": {"where": "inside the graph: do not normalise", "how": "(value - mean) / std", "mean": mean, "std": std},
         "output": {"name": "classmap", "dtype": "uint8", "layout": "NHW", "size": list(size), "classes": classes},
+        "enlarging": {
+            "where": "inside the graph, between the tensor logits (B, classes, h, w) and the class map",
+            "how": f"bilinear, {'align_corners' if module.align_corners else 'half-pixel centres'}, then argmax",
+        },
         "ignore": {"label": 255, "what": "marks pixels without a label in data sets; it is never predicted"},
     }
 

@@ -33,7 +33,7 @@ VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, TYPE_ELEMENT, TYPE_SHAPE, SHAPE_DIM = 1, 2,
 UINT8, FLOAT = 2, 1  # numbers of types in onnx.proto3
 TAKES = {"image": (UINT8, 4)}  # name: (type, dimensions)
 GIVES = {"classmap": (UINT8, 3)}
-MAY_GIVE = {"logits": (FLOAT, 4)}
+MAY_GIVE = {"logits": (FLOAT, 4)}  # and an engine that leaves the argmax to others gives them alone
 
 
 class File(mmap.mmap):
@@ -42,8 +42,8 @@ class File(mmap.mmap):
     left = MOST_FIELDS
 
 
-def check(path: Path) -> Path:
-    """The path itself when the file may be given to a parser; Refused otherwise."""
+def check(path: Path, ends_at_logits: bool = False) -> Path:
+    """The path itself when the file may be given to a parser; Refused otherwise. `ends_at_logits`: it gives those and no class map."""
     if path.is_symlink() or not path.is_file():
         raise Refused(f"{path} is not a plain file; an ONNX model is read from one file without links")
     size = path.stat().st_size
@@ -52,7 +52,7 @@ def check(path: Path) -> Path:
     with path.open("rb") as file:
         whole = memoryview(File(file.fileno(), 0, access=mmap.ACCESS_READ))  # closed with the last slice of it
     try:
-        _model(whole)
+        _model(whole, ends_at_logits)
     except Refused as refused:
         raise Refused(f"{path}: {refused}") from None
     except (ValueError, TypeError, LookupError):  # TypeError: a number where a message must be
@@ -60,7 +60,7 @@ def check(path: Path) -> Path:
     return path
 
 
-def _model(message: memoryview) -> None:
+def _model(message: memoryview, ends_at_logits: bool) -> None:
     graphs, left = 0, [MOST_NODES]
     for number, value in _fields(message):
         if number in (MODEL_FUNCTIONS, MODEL_TRAINING):
@@ -77,7 +77,7 @@ def _model(message: memoryview) -> None:
             graph = value
     if graphs != 1:
         raise ValueError("a model holds one graph")
-    _contract(graph)
+    _contract(graph, (MAY_GIVE,) if ends_at_logits else (GIVES, GIVES | MAY_GIVE))
 
 
 def _graph(message: memoryview, depth: int, left: list[int]) -> None:
@@ -131,7 +131,7 @@ def _domain(name: bytes) -> None:
         raise Refused(f'it uses operators of the domain "{text[:64]}"; only standard ONNX operators are run here')
 
 
-def _contract(graph: memoryview) -> None:
+def _contract(graph: memoryview, may_give: tuple[dict[str, Any], ...]) -> None:
     """Whether the graph takes and gives what the house exports and every runtime here is asked for."""
     values = {GRAPH_INPUT: {}, GRAPH_OUTPUT: {}}
     for number, value in _fields(graph):
@@ -141,10 +141,10 @@ def _contract(graph: memoryview) -> None:
                 raise ValueError("a name stands there twice")
             values[number][name] = kind
     takes, gives = values.values()
-    if takes != TAKES or gives not in (GIVES, GIVES | MAY_GIVE):
+    if takes != TAKES or gives not in may_give:
         raise Refused(
             f"it takes {_spoken(takes)} and gives {_spoken(gives)}; an exported network takes image, uint8 (B, H, W, 3), "
-            "and gives classmap, uint8 (B, H, W)"
+            f"and gives {'classmap, uint8 (B, H, W)' if GIVES in may_give else 'here logits, float32 (B, C, h, w)'}"
         )
 
 

@@ -7,10 +7,13 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+
+from pydantic import Field, model_validator
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Missing, Stillhouse
+from pipeline.stage import Later
 from pipeline.table import Row, Table
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ TABLE = Table(__name__)
 class Session(Protocol):
     """An opened engine."""
 
-    ran: dict[str, Any]  # what really runs, read back from the runtime: runtime, provider, precision, threads
+    ran: dict[str, Any]  # what really runs, read back from the runtime: runtime, provider, precision, threads, argmax
 
     def __call__(self, images: "np.ndarray") -> "np.ndarray":
         """uint8 (B, H, W, 3) RGB -> uint8 (B, H, W) class numbers."""
@@ -38,6 +41,20 @@ class Engine(Row):
     package: ClassVar[str]  # what pip installs
 
     threads: int | None = None
+    argmax: Annotated[Literal["graph", "native"], Later()] = Field(
+        "graph",
+        description="Who enlarges the logits and takes the argmax: the graph, or compiled C behind it that never writes them large.",
+    )
+
+    @model_validator(mode="after")
+    def takes_the_argmax_where_it_can(self) -> Self:
+        if self.argmax == "native" and (why := self.no_native()):
+            raise ValueError(f"argmax: native is asked for, and {why}; write argmax: graph")
+        return self
+
+    def no_native(self) -> str:
+        """Why this engine cannot leave enlarging and argmax to compiled C, or ""."""
+        return f"an engine of kind {self.kind} takes the argmax by itself"
 
     def requirements(self) -> list[str]:
         """The lines of a requirements.txt that run this engine elsewhere, pinned to what is installed here; [] if it needs this package."""

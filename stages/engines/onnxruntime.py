@@ -13,13 +13,14 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.errors import Missing
 from stages import machine, onnxfile
-from stages.engines import Engine, answer, need, opening
+from stages.engines import Engine, _tail, answer, need, opening
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 class OnnxRuntime(Engine):
     kind: Literal["onnxruntime"]
+    version: ClassVar[int] = 2
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "onnxruntime"
 
@@ -33,18 +34,27 @@ class OnnxRuntime(Engine):
         found = {"runtime": machine.version("onnxruntime", "onnxruntime-gpu"), "cpu": machine.cpu_name()}
         return found if self.provider == "cpu" else {**found, "gpu": ", ".join(gpu["name"] for gpu in machine.gpus()) or "none"}
 
+    def no_native(self) -> str:
+        return "" if self.provider == "cpu" else f"provider {self.provider} leaves its logits on the GPU, where the C does not run"
+
     def build(self, source: Artifact, out: Path) -> dict[str, Any]:
-        session = session_of(source.file("model.onnx"), self.provider, self.threads)  # fails here rather than when it is used
-        shutil.copyfile(source.file("model.onnx"), out / "engine.onnx")
-        return {"ran": session.ran}
+        if self.argmax == "graph":
+            session = session_of(source.file("model.onnx"), self.provider, self.threads)  # fails here rather than when it is used
+            shutil.copyfile(source.file("model.onnx"), out / "engine.onnx")
+            return {"ran": session.ran}
+        onnxfile.check(source.file("model.onnx"))
+        network, facts = _tail.cut(source, out)
+        (out / "engine.onnx").write_bytes(network)
+        return {"tail": facts, "ran": self.open(out, {"tail": facts}).ran}
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":
-        return session_of(folder / "engine.onnx", self.provider, self.threads)
+        tail = _tail.Tail(facts["tail"], self.threads) if self.argmax == "native" else None
+        return session_of(folder / "engine.onnx", self.provider, self.threads, tail)
 
 
-def session_of(path: Path, provider: str = "cpu", threads: int | None = None) -> "Session":
-    """A session on an ONNX file, after a look at the file, with the provider read back."""
-    onnxfile.check(path)
+def session_of(path: Path, provider: str = "cpu", threads: int | None = None, tail: _tail.Tail | None = None) -> "Session":
+    """A session on an ONNX file, after a look at the file, with the provider read back. With a tail, the file ends at the logits."""
+    onnxfile.check(path, ends_at_logits=tail is not None)
     if provider != "cpu" and not machine.has_device():
         raise Missing(f"provider: {provider} asks for an NVIDIA GPU, and the driver shows none on this machine; write provider: cpu")
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # since 1.29 the runtime tells its makers of every model it opens unless this is set
@@ -70,19 +80,26 @@ def session_of(path: Path, provider: str = "cpu", threads: int | None = None) ->
             "Install the CUDA, cuDNN (and TensorRT) versions this onnxruntime-gpu is built for, or write provider: cpu"
         )
     ran = {"runtime": f"onnxruntime {ort.__version__}", "provider": wanted, "precision": "as exported", "threads": threads}
-    return Session(ort, session, "cpu" if provider == "cpu" else "cuda", ran)
+    ran |= {"argmax": "native" if tail else "graph"}
+    return Session(ort, session, "cpu" if provider == "cpu" else "cuda", ran, tail)
 
 
 class Session:
-    def __init__(self, ort: Any, session: Any, device: str, ran: dict[str, Any]):
-        self.ort, self.session, self.device, self.ran = ort, session, device, ran
+    def __init__(self, ort: Any, session: Any, device: str, ran: dict[str, Any], tail: _tail.Tail | None):
+        self.ort, self.session, self.device, self.ran, self.tail = ort, session, device, ran, tail
 
     def __call__(self, images):
+        if self.tail:
+            return answer(lambda: self._named(self._placed(images), self.tail.room(images)), images)
         return answer(lambda: self.session.run(["classmap"], {"image": images})[0], images)
 
     def bind(self, images):
+        placed = self._placed(images)
+        if self.tail:
+            room = self.tail.room(images)
+            return lambda: self._named(placed, room)
         binding = self.session.io_binding()
-        binding.bind_ortvalue_input("image", self.ort.OrtValue.ortvalue_from_numpy(images, self.device, 0))
+        binding.bind_ortvalue_input("image", placed)
         binding.bind_output("classmap", self.device)
 
         def run():
@@ -90,3 +107,13 @@ class Session:
             binding.synchronize_outputs()
 
         return run
+
+    def _placed(self, images):
+        """The images where the engine reads them; on a CPU that is where they are."""
+        import numpy as np
+
+        return self.ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), self.device, 0)
+
+    def _named(self, placed, room):
+        logits = self.session.run_with_ort_values(["logits"], {"image": placed})[0]  # holds the memory that its numpy() shows
+        return self.tail(logits.numpy(), room)

@@ -14,13 +14,14 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.errors import Missing
 from stages import machine, onnxfile
-from stages.engines import Engine, _ir, answer, need, opening
+from stages.engines import Engine, _ir, _tail, answer, need, opening
 
 TYPES = {"f32": "float32", "bf16": "bfloat16"}  # as the runtime prints them
 
 
 class OpenVino(Engine):
     kind: Literal["openvino"]
+    version: ClassVar[int] = 2
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "openvino"
 
@@ -33,17 +34,23 @@ class OpenVino(Engine):
     def environment(self) -> dict[str, str]:
         return {"runtime": machine.version("openvino"), "cpu": machine.cpu_name(), "instructions": " ".join(machine.instructions())}
 
+    def no_native(self) -> str:
+        return ""
+
     def build(self, source: Artifact, out: Path) -> dict[str, Any]:
         onnxfile.check(source.file("model.onnx"))
-        ov, file = silent(), source.file("model.onnx")
+        ov, file, given, facts = silent(), source.file("model.onnx"), source.file("model.onnx"), {}
+        if self.argmax == "native":
+            given, facts["tail"] = _tail.cut(source, out)
         with opening(file, "openvino", file.stat().st_size):
-            ov.save_model(ov.Core().read_model(file), out / "engine.xml", compress_to_fp16=False)
-        return {"ran": self.open(out, {}).ran}
+            ov.save_model(ov.Core().read_model(given), out / "engine.xml", compress_to_fp16=False)
+        return {**facts, "ran": self.open(out, facts).ran}
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":
         if self.precision == "bf16" and not machine.has_bf16():
             raise Missing(f"precision: bf16 asks for a CPU with bfloat16 arithmetic; {machine.cpu_name()} has none. Write precision: f32")
-        return Session(silent(), _ir.check(folder), self.precision, self.threads)
+        tail = _tail.Tail(facts["tail"], self.threads) if self.argmax == "native" else None
+        return Session(silent(), _ir.check(folder), self.precision, self.threads, tail)
 
 
 def silent() -> Any:
@@ -53,8 +60,8 @@ def silent() -> Any:
 
 
 class Session:
-    def __init__(self, ov: Any, path: Path, precision: str, threads: int | None):
-        self.ov, self.path = ov, path
+    def __init__(self, ov: Any, path: Path, precision: str, threads: int | None, tail: _tail.Tail | None):
+        self.ov, self.path, self.tail = ov, path, tail
         self.core = ov.Core()
         with opening(path, "openvino", self._size()):
             self.model = self.core.read_model(path)
@@ -69,17 +76,28 @@ class Session:
                 f"precision: {precision} was asked for, openvino compiled {ran} on {machine.cpu_name()}; ask for what this CPU has"
             )
         self.ran = {"runtime": machine.version("openvino"), "provider": "CPU", "precision": precision, "threads": threads}
+        self.ran |= {"argmax": "native" if tail else "graph"}
 
     def __call__(self, images):
         batch = len(images)
         if batch not in self.requests:
             self.requests[batch] = self._compiled(batch).create_infer_request()
-        return answer(lambda: self.requests[batch].infer({"image": images})["classmap"].copy(), images)
+        request = self.requests[batch]
+        if self.tail:
+            return answer(lambda: self._named(request, {"image": images}, self.tail.room(images)), images)
+        return answer(lambda: request.infer({"image": images}, share_inputs=True)["classmap"], images)
 
     def bind(self, images):
         request = self._compiled(len(images)).create_infer_request()
         request.set_tensor("image", self.ov.Tensor(images, shared_memory=False))
+        if self.tail:
+            room = self.tail.room(images)
+            return lambda: self._named(request, None, room)
         return request.infer
+
+    def _named(self, request, given, room):
+        logits = request.infer(given, share_inputs=True, share_outputs=True)["logits"]  # the runtime's own memory, until it runs again
+        return self.tail(logits, room)
 
     def _compiled(self, batch: int):
         if batch not in self.compiled:

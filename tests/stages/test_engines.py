@@ -19,11 +19,13 @@ LEAST = {"f32": 0.9999, "bf16": 0.9}  # an untrained network has many pixels whe
 
 
 def variants():
-    """Every row with every precision it knows, on the CPU."""
+    """Every row with every precision it knows and each way to take the argmax, on the CPU."""
     for kind, row in TABLE.rows().items():
         known = row.model_fields.get("precision")
         for precision in known.annotation.__args__ if known else ("f32",):
-            yield pytest.param(row.model_validate({"kind": kind} | ({"precision": precision} if known else {})), id=f"{kind} {precision}")
+            for argmax in ("graph",) if row(kind=kind).no_native() else ("graph", "native"):
+                settings = {"kind": kind, "argmax": argmax} | ({"precision": precision} if known else {})
+                yield pytest.param(row.model_validate(settings), id=f"{kind} {precision} {argmax}")
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,14 +18,21 @@ from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages import machine
 
 FILES = Path(__file__).parent / "bundle_files"
+ARGMAX = Path(__file__).parent.parent / "kernels/upsample_argmax/argmax.c"
 LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine must reproduce; CPUs round bfloat16 differently
 STRICT_AGREEMENT = 0.999
 CHECK_S = 600  # longest run of the packed runner
+NATIVE_LINES = (
+    "The engine itself gives logits, float32 (1, classes, h, w), smaller than the picture. argmax.c makes the class map of them; run.py",
+    "compiles it where there is a C compiler (cc, gcc or clang) and keeps the result in your cache folder (~/.cache/stillhouse).",
+    "Without a compiler the graph engine.tail.onnx gives the same map, more slowly. run.py says which of the two ran.",
+)
 
 
 class Bundle(Stage):
     kind: Literal["bundle"]
     makes: ClassVar[str] = "Bundle"
+    version: ClassVar[int] = 2
 
     data: Dataset
     onnx: Annotated[str, Takes(("OnnxModel",)), Field(description="The stage whose ONNX file is packed beside the engine.")]
@@ -49,12 +58,17 @@ class Bundle(Stage):
             shutil.copyfile(inputs[artifact].file(name), out / name)
         shutil.copyfile(FILES / "run.py", out / "run.py")
         shutil.copyfile(runtime_file(settings["kind"]), out / "runtime.py")
+        if settings.get("argmax") == "native":
+            for file in (ARGMAX, FILES / "argmax.py"):
+                shutil.copyfile(file, out / file.name)
         write_json(out / "classes.json", {key: engine.facts[key] for key in ("classes", "colours")} | {"ignore": 255})
         (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements(settings)), encoding="utf-8")
         name = write_sample(inputs["data"], self.split, engine, out)
         figures = {"measured": measurement["models"].get(engine.name), "machine": measurement["machine"], "split": measurement["split"]}
         (out / "README.txt").write_text(readme(engine, figures, verdict, measurement["images"]), encoding="utf-8")
         facts = {"engine": settings, "passed": verdict["passed"], "least_agreement": least_agreement(settings)}
+        if settings.get("argmax") == "native":
+            facts["tail"] = engine.facts["tail"]
         write_json(out / "bundle.json", {**facts, "sample": name, "verdict": verdict, "files": digests(out)})
         job.say(tried(out))
         job.say("packed" if verdict["passed"] else "packed, and marked as failed: the gate's rules do not hold")
@@ -90,12 +104,14 @@ def write_sample(data: Artifact, split: str, engine: Artifact, out: Path) -> str
 
 
 def tried(out: Path) -> str:
-    """Runs the packed runner as its receiver would; what it says."""
+    """Runs the packed runner as its receiver would, but that it leaves nothing in the user's cache folder; what it says."""
     command = [sys.executable, "-B", str((out / "run.py").resolve()), "--check"]
-    try:
-        done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=CHECK_S, start_new_session=True)
-    except subprocess.TimeoutExpired:
-        raise Stillhouse(f"the packed runner did not end within {CHECK_S} s on its sample") from None
+    with tempfile.TemporaryDirectory() as cache:
+        how = {"cwd": out, "env": {**os.environ, "XDG_CACHE_HOME": cache}, "capture_output": True, "text": True, "start_new_session": True}
+        try:
+            done = subprocess.run(command, timeout=CHECK_S, **how)
+        except subprocess.TimeoutExpired:
+            raise Stillhouse(f"the packed runner did not end within {CHECK_S} s on its sample") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
         raise Stillhouse(f"the packed runner fails on its own sample, it says: {said[-1]}")
@@ -141,6 +157,7 @@ def readme(engine: Artifact, figures: dict[str, Any], verdict: dict[str, Any], i
         "HOW TO CALL THE NETWORK YOURSELF",
         f"Give image: uint8 (1, {height}, {width}, 3), RGB 0..255; it normalises by itself. Get classmap: uint8 (1, {height}, {width}).",
         "preprocessing.json says the same for programs, classes.json names the classes and colours. model.onnx is the network in ONNX.",
+        *(NATIVE_LINES if engine.facts["engine"].get("argmax") == "native" else ()),
         "",
         "WHAT WAS MEASURED",
         *measured_lines(figures, images),

@@ -21,7 +21,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OPENED = ("runtime.py", "classes.json", "preprocessing.json")  # what a run opens, besides engine.*
+NATIVE = ("argmax.py", "argmax.c", "engine.tail.onnx")  # and what it opens of an engine that gives logits
 CHECKED = (*OPENED, "run.py", "requirements.txt", "sample.png", "expected.png", "model.onnx", "README.txt", "verdict.json")
+COMPILED = "in argmax.c, compiled with"
 LARGEST = 64_000_000  # pixels of a picture
 LONGEST = 1 << 20  # bytes of a JSON file
 
@@ -41,6 +43,9 @@ def main() -> int:
     except Problem as problem:
         print(problem, file=sys.stderr)
         return problem.code
+    except MemoryError as error:
+        print(f"there is not enough memory here: {error}", file=sys.stderr)
+        return Problem.code
     except ImportError as error:
         print(f"{error}: pip install -r {HERE / 'requirements.txt'}", file=sys.stderr)
         return Problem.code
@@ -63,12 +68,12 @@ def mask(picture: Path, output: Path) -> int:
     import numpy as np
 
     bundle = described()
-    run, names = engine(bundle), read("classes.json")["classes"]
+    (run, how), names = engine(bundle), read("classes.json")["classes"]
     image = opened(picture)
     found = predicted(image, run)
     painted(found).save(output)
     shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
-    print(f"{output}: {image.width} x {image.height} pixels")
+    print(f"{output}: {image.width} x {image.height} pixels; argmax {how}")
     for k in np.argsort(-shares, kind="stable"):
         if shares[k] > 0:
             print(f"  {shares[k]:7.2%}  {names[k] if k < len(names) else k}")
@@ -82,13 +87,19 @@ def check() -> int:
     import numpy as np  # only now: before, nothing but this file and Python itself has a say
 
     expected = np.asarray(decoded(HERE / "expected.png"))
-    found = predicted(opened(HERE / "sample.png"), engine(bundle))
+    run, how = engine(bundle)
+    found = predicted(opened(HERE / "sample.png"), run)
     share = float((found == expected).mean()) if found.shape == expected.shape else 0.0
     if share < bundle["least_agreement"]:
         raise Problem(
             f"the sample gives the expected class on {share:.4%} of pixels, {bundle['least_agreement']:.2%} is asked: not usable here"
         )
-    print(f"whole: {len(bundle['files'])} files as bundled; the sample gives the expected class on {share:.4%} of pixels")
+    print(f"whole: {len(bundle['files'])} files as bundled; the sample gives the expected class on {share:.4%} of pixels; argmax {how}")
+    if how.startswith(COMPILED):
+        same = float((found == predicted(opened(HERE / "sample.png"), engine(bundle, compiling=False)[0])).mean())
+        if same < bundle["least_agreement"]:
+            raise Problem(f"argmax.c as compiled here gives the class of the graph on {same:.4%} of pixels: not usable here")
+        print(f"without a compiler the graph would give the same class on {same:.4%} of pixels")
     if not bundle["passed"]:
         print("but the measurements of this network broke a rule of its gate: see README.txt")
     return 0
@@ -154,8 +165,9 @@ def described() -> dict:
         for name, digest in files.items():
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}", name) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
                 raise Changed(f"bundle.json lists {name[:80]!r} with {str(digest)[:80]!r}: fetch this folder again")
-    missing = sorted(set(CHECKED) - set(files if isinstance(files, dict) else ()))
     least, passed, settings = found.get("least_agreement"), found.get("passed"), found.get("engine")
+    needed = CHECKED + NATIVE if isinstance(settings, dict) and settings.get("argmax") == "native" else CHECKED
+    missing = sorted(set(needed) - set(files if isinstance(files, dict) else ()))
     if missing or not engines:
         raise Changed(f"bundle.json does not list {missing[0] if missing else 'an engine'}: fetch this folder again")
     if not isinstance(least, float) or not 0.9 <= least <= 1 or not isinstance(passed, bool) or not isinstance(settings, dict):
@@ -187,24 +199,56 @@ def read(name: str) -> dict:
     return found
 
 
-def engine(bundle: dict):
-    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W). What was bundled is what runs, or nothing does."""
-    for name, digest in bundle["files"].items():
-        if name in OPENED or name.startswith("engine."):
+def engine(bundle: dict, compiling: bool = True):
+    """(a function from uint8 (1, H, W, 3) to uint8 (1, H, W), how it takes the argmax). What was bundled is what runs, or nothing does."""
+    settings, files = bundle["engine"], bundle["files"]
+    native = settings.get("argmax") == "native"
+    for name, digest in files.items():
+        if name in OPENED or (native and name in NATIVE) or name.startswith("engine."):
             verify(name, digest)
-    content = (HERE / "runtime.py").read_bytes()
-    if hashlib.sha256(content).hexdigest() != bundle["files"]["runtime.py"]:
-        raise Changed("runtime.py changes while it is read")
-    runtime = types.ModuleType("runtime")
-    exec(compile(content, str(HERE / "runtime.py"), "exec"), runtime.__dict__)  # these bytes, and no cached ones from beside them
+    runtime = module("runtime.py", files)
     try:
-        return runtime.load(HERE, bundle["engine"])
-    except ImportError:
+        run = runtime.load(HERE, settings)
+        if not native:
+            return run, "in the graph"
+        rest, how = tail(runtime, bundle) if compiling else (runtime.load_tail(HERE, settings), "in a graph of its own")
+        return lambda images: rest(run(images)), how
+    except (ImportError, Problem):
         raise
     except runtime.Unfit as unfit:
         raise Problem(str(unfit)) from None
     except Exception as error:  # of the runtime: each has its own kinds
         raise Problem(f"the engine cannot be opened: {type(error).__name__}: {str(error)[:300]}") from None
+
+
+def tail(runtime: types.ModuleType, bundle: dict):
+    """(a function from logits to uint8 (1, H, W), how): through argmax.c where this machine can compile it, else as a graph."""
+    files = bundle["files"]
+    native = module("argmax.py", files)
+    try:
+        if bundle["tail"]["size"] != read("preprocessing.json")["input"]["size"]:
+            raise ValueError(f"class maps of {str(bundle['tail']['size'])[:80]}")
+        run, compiler = native.load(content("argmax.c", files), bundle["tail"], bundle["engine"]["threads"])
+    except native.Unfit as unfit:
+        return runtime.load_tail(HERE, bundle["engine"]), f"in a graph of its own, for {unfit}"
+    except (LookupError, TypeError, ValueError) as error:
+        raise Changed(f"bundle.json does not say how logits become classes ({error}): fetch this folder again") from None
+    return run, f"{COMPILED} {compiler}"
+
+
+def module(name: str, files: dict) -> types.ModuleType:
+    """These bytes as Python, and no cached ones from beside them."""
+    made = types.ModuleType(name.removesuffix(".py"))
+    exec(compile(content(name, files), str(HERE / name), "exec"), made.__dict__)
+    return made
+
+
+def content(name: str, files: dict) -> bytes:
+    """What a file held when its digest was taken, so that nobody can change it between the look and its use."""
+    found = (HERE / name).read_bytes()
+    if hashlib.sha256(found).hexdigest() != files[name]:
+        raise Changed(f"{name} changes while it is read")
+    return found
 
 
 if __name__ == "__main__":

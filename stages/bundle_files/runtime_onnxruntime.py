@@ -11,7 +11,18 @@ class Unfit(Exception):
 
 
 def load(folder: Path, settings: dict):
-    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W)."""
+    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W), or to float32 logits (1, C, h, w) where the argmax is native."""
+    session, gives = opened(folder / "engine.onnx", settings), "logits" if settings.get("argmax") == "native" else "classmap"
+    return lambda images: session.run([gives], {"image": images})[0]
+
+
+def load_tail(folder: Path, settings: dict):
+    """A function from float32 logits (1, C, h, w) to uint8 (1, H, W): what the engine leaves to native code, as a graph."""
+    session = opened(folder / "engine.tail.onnx", settings)
+    return lambda logits: session.run(["classmap"], {"logits": logits})[0]
+
+
+def opened(file: Path, settings: dict):
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # since 1.29 the runtime tells its makers of every model it opens unless this is set
     import onnxruntime
 
@@ -25,7 +36,7 @@ def load(folder: Path, settings: dict):
     if settings["threads"]:
         options.intra_op_num_threads = settings["threads"]
     how = {"use_tf32": "0"} if settings["provider"] == "cuda" else {}
-    session = onnxruntime.InferenceSession(folder / "engine.onnx", options, providers=[(wanted, how)])
+    session = onnxruntime.InferenceSession(file, options, providers=[(wanted, how)])
     if session.get_providers()[0] != wanted:
         raise Unfit(f"this engine was made for {wanted}; onnxruntime gives {session.get_providers()[0]} on this machine")
-    return lambda images: session.run(["classmap"], {"image": images})[0]
+    return session

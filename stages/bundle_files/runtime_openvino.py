@@ -11,13 +11,25 @@ class Unfit(Exception):
 
 
 def load(folder: Path, settings: dict):
-    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W)."""
+    """A function from uint8 (1, H, W, 3) to uint8 (1, H, W), or to float32 logits (1, C, h, w) where the argmax is native."""
+    compiled, gives = opened(folder / "engine.xml", settings), "logits" if settings.get("argmax") == "native" else "classmap"
+    return lambda images: compiled({"image": images})[gives]
+
+
+def load_tail(folder: Path, settings: dict):
+    """A function from float32 logits (1, C, h, w) to uint8 (1, H, W): what the engine leaves to native code, as a graph."""
+    compiled = opened(folder / "engine.tail.onnx", {**settings, "precision": "f32"})  # as native code computes
+    return lambda logits: compiled({"logits": logits})["classmap"]
+
+
+def opened(file: Path, settings: dict):
     sys.modules.setdefault("openvino_telemetry", None)  # through it, importing openvino would call a server of its makers
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(folder / "engine.xml")
-    model.reshape({"image": [1, *list(model.input("image").partial_shape)[1:]]})  # faster than any number of images
+    model = core.read_model(file)
+    given = model.input(0)
+    model.reshape({given.any_name: [1, *list(given.partial_shape)[1:]]})  # faster than any number of images
     how = {"INFERENCE_PRECISION_HINT": settings["precision"], "PERFORMANCE_HINT": "LATENCY"}
     if settings["threads"]:
         how["INFERENCE_NUM_THREADS"] = settings["threads"]
@@ -27,4 +39,4 @@ def load(folder: Path, settings: dict):
     ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if ran not in (settings["precision"], TYPES[settings["precision"]]):
         raise Unfit(f"this engine was measured in {settings['precision']}; openvino computes in {ran} on this machine")
-    return lambda images: compiled({"image": images})["classmap"]
+    return compiled

@@ -148,10 +148,11 @@ def work():
 @functools.cache
 def tracing():
     """The tracer in front of a command, or nothing where it may not trace."""
-    if shutil.which("strace") is None or subprocess.run(["strace", "-f", "-o", os.devnull, "true"], capture_output=True).returncode:
+    strace = shutil.which("strace")
+    if strace is None or subprocess.run([strace, "-f", "-o", os.devnull, "true"], capture_output=True).returncode:
         return None
-    fast = subprocess.run(["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "true"], capture_output=True).returncode == 0
-    return ("strace", "-f", "-q", "-y", "-s", "300", *(("--seccomp-bpf",) if fast else ()), "-e", TRACED, "-o")
+    fast = subprocess.run([strace, "-f", "--seccomp-bpf", "-o", os.devnull, "true"], capture_output=True).returncode == 0
+    return (strace, "-f", "-q", "-y", "-s", "300", *(("--seccomp-bpf",) if fast else ()), "-e", TRACED, "-o")
 
 
 def environment():
@@ -241,7 +242,7 @@ def started(request, place):
     trace, log = place / "work/trace", place / "work/said"
     before = (*tracing(), trace) if tracing() else ()
     command = [*map(str, before), sys.executable, *request["command"]]
-    kept = environment() | ({} if request.get("ours") else {"PYTHONPATH": ""})
+    kept = environment() | ({} if request.get("ours") else {"PYTHONPATH": ""}) | request.get("environment", {})
     with open(log, "wb") as said:
         process = subprocess.Popen(
             command, cwd=request["cwd"], env=kept, stdout=said, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True

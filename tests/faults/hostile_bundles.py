@@ -10,7 +10,7 @@ import zlib
 
 from common import ROOT
 from hostile import HARMLESS, Hostile, entry, folder_cases, loaded, tensors
-from hostile_graphs import HEIGHT, WIDTH, model
+from hostile_graphs import FLOAT, HEIGHT, NODES, UINT8, WIDTH, message, model, node, value, whole
 from hostile_pickles import torch_zip
 
 # -- pictures
@@ -241,8 +241,25 @@ def signed(given, **changes):
     return {"command": ["-B", str(given / "run.py"), "--check"], "cwd": str(given.parent / "work")}
 
 
-def tampered(given, outside, change, sign=False):
-    asked = bundle(given)
+def native(given, **changes):
+    """The same bundle around an engine that gives logits, with argmax.c for the rest."""
+    bundle(given)
+    logits, turned = value("logits", FLOAT, "B", 3, HEIGHT, WIDTH), message((1, "perm"), (20, 7), *((8, i) for i in (0, 3, 1, 2)))
+    tail = (node("ArgMax", ["logits"], ["c"], whole("axis", 1), whole("keepdims", 0)), NODES[2])
+    contents = {
+        "engine.onnx": model(nodes=(NODES[0], node("Transpose", ["f"], ["logits"], turned)), gives=(logits,)),
+        "engine.tail.onnx": model(nodes=tail, takes=(logits,), gives=(value("classmap", UINT8, "B", HEIGHT, WIDTH),)),
+        "argmax.py": (ROOT / "stages/bundle_files/argmax.py").read_bytes(),
+        "argmax.c": (ROOT / "kernels/upsample_argmax/argmax.c").read_bytes(),
+    }
+    for name, content in contents.items():
+        (given / name).write_bytes(content)
+    engine = {"kind": "onnxruntime", "provider": "cpu", "threads": 1, "argmax": "native"}
+    return signed(given, **{"engine": engine, "tail": {"size": [HEIGHT, WIDTH], "align_corners": False, "classes": 3}} | changes)
+
+
+def tampered(given, outside, change, sign=False, make=bundle):
+    asked = make(given)
     change(given, outside)
     return signed(given) if sign else asked
 
@@ -314,6 +331,24 @@ RESIGNED = {
     "a sample of PostScript": put("sample.png", PICTURES["PostScript"]),
     "an expected map that is a bomb": put("expected.png", png(16_000, 16_000, painted(1, 1))),
 }
+TAMPERED_NATIVE = {
+    "another argmax.c": put("argmax.c", b"__attribute__((constructor)) static void mark(void) { __builtin_trap(); }"),
+    "another argmax.py": put("argmax.py", code),
+    "another tail": put("engine.tail.onnx", bytes(range(256))),
+    "a linked argmax.c": link("argmax.c", None),
+    "an argmax.c that is a FIFO": fifo("argmax.c"),
+}
+TAILS = {  # what bundle.json says of the step from logits to classes
+    "no tail": None,
+    "an empty tail": {},
+    "a tail of 10^10 pixels": {"size": [100_000, 100_000], "align_corners": False, "classes": 3},
+    "a tail of another size": {"size": [HEIGHT // 2, WIDTH], "align_corners": False, "classes": 3},
+    "a tail in words": {"size": ["a", "b"], "align_corners": False, "classes": 3},
+    "a tail that is true": {"size": [True, WIDTH], "align_corners": False, "classes": 3},
+    "a tail without classes": {"size": [HEIGHT, WIDTH], "align_corners": False, "classes": 0},
+    "a tail of a million classes": {"size": [HEIGHT, WIDTH], "align_corners": False, "classes": 10**6},
+    "corners in words": {"size": [HEIGHT, WIDTH], "align_corners": "no", "classes": 3},
+}
 PLANTED = {
     "numpy.py": code,
     "json.py": code,
@@ -345,6 +380,15 @@ def bundle_cases():
         found[f"a bundle signed anew with {name}"] = Hostile("command", lambda g, o, c=change: tampered(g, o, c, sign=True), says)
     for name, content in PLANTED.items():
         found[f"a bundle beside a {name}"] = Hostile("command", lambda g, o, n=name, c=content: tampered(g, o, put(n, c)), "", HARMLESS)
+    alone = {"environment": {"PATH": "/nonexistent"}}  # no compiler there: nothing but the runner may be started
+    found["a sound bundle with argmax.c"] = Hostile("command", lambda g, o: native(g) | alone, "", HARMLESS)
+    for name, change in TAMPERED_NATIVE.items():
+        found[f"a bundle with {name}"] = Hostile("command", lambda g, o, c=change: tampered(g, o, c, make=native), says)
+    for name, tail in TAILS.items():
+        found[f"a bundle signed anew with {name}"] = Hostile("command", lambda g, o, t=tail: native(g, tail=t), says)
+    found["a bundle beside an argmax.so"] = Hostile(
+        "command", lambda g, o: tampered(g, o, put("argmax.so", code), make=native) | alone, "", HARMLESS
+    )
     found["a bundle beside a compiled runtime"] = Hostile("command", lambda g, o: tampered(g, o, planted_cache), "", HARMLESS)
     for name, content in PICTURES.items():
 

@@ -81,3 +81,24 @@ def engine(folder: Path, source: Artifact, name="engine", **row) -> Artifact:
     field = FIELDS[source.kind]
     stage = Optimize.model_validate({"kind": "optimize", field: source.name, "engine": row})
     return made(stage, name, {field: source}, folder)
+
+
+def bundled(folder: Path, passes: bool, **row) -> tuple[dict[str, Artifact], Artifact]:
+    """Everything from data to a bundle of such an engine, whose gate it passes or not: (what the bundle was made of, the bundle)."""
+    from stages.bundle import Bundle
+    from stages.gate import Gate
+    from stages.validate import Validate
+
+    dataset = data(folder)
+    student = checkpoint(folder, dataset)
+    onnx = exported(folder, dataset, student)
+    packed = engine(folder, onnx, threads=1, **row)
+    names = {"data": "data", "reference": "student", "candidates": ["engine"]}
+    stage = Validate.model_validate({"kind": "validate", "pictures": 0} | names)
+    measured = made(stage, "measured", {"data": dataset, "reference": student, "candidates": [packed], "latency_of": []}, folder)
+    rule = {"metric": "miou", "of": "engine", "at_least": 0 if passes else 101}
+    stage = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": [rule]})
+    verdict = made(stage, "gate", {"measured": measured}, folder)
+    inputs = {"data": dataset, "onnx": onnx, "engine": packed, "measured": measured, "verdict": verdict}
+    stage = Bundle(kind="bundle", data="data", onnx="onnx", engine="engine", measured="measured", verdict="gate")
+    return inputs, made(stage, "bundle", inputs, folder)

@@ -10,6 +10,7 @@ KINDS = {  # the key in a recipe -> the class that carries it
     "train": "stages.train:Train",
     "distill": "stages.distill:Distill",
     "export": "stages.export:Export",
+    "quantize": "stages.quantize:Quantize",
     "optimize": "stages.optimize:Optimize",
     "validate": "stages.validate:Validate",
     "gate": "stages.gate:Gate",

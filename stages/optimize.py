@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.artifact import Artifact
 from pipeline.stage import Job, Made, Stage, Takes
 from stages.engines import TABLE as ENGINES
+from stages.quantize import SUITS, Quantize
 
 FIELDS = {"OnnxModel": "onnx", "Checkpoint": "checkpoint"}  # what an engine takes -> the field that names it
 PROBE = (256, 512)  # size of the images an engine of a checkpoint without a size is looked at with
@@ -29,6 +30,14 @@ class Optimize(Stage):
                 f"engine {self.engine.kind} is built from {wanted}: write {wanted}, and found {' and '.join(given) or 'neither'}"
             )
         return self
+
+    def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
+        source = earlier.get(self.onnx)
+        if not isinstance(source, Quantize) or self.engine.kind in SUITS[source.runtime]:
+            return []
+        text = f"{self.onnx} is quantised for {source.runtime}, and {self.engine.kind} may run such a graph wrong without a word"
+        wanted = next((runtime for runtime, engines in SUITS.items() if self.engine.kind in engines), "(none: leave it in float)")
+        return [(("onnx",), f"{text}: use one with runtime: {wanted}")]
 
     def environment(self) -> dict[str, str]:
         return self.engine.environment()

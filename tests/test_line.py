@@ -53,6 +53,13 @@ def test_the_line_ends_with_a_verdict_a_bundle_and_a_page(line):
     assert {"run.py", "model.onnx", "engine.onnx", "expected.png", "requirements.txt", "bundle.json", "run.json"} <= names
 
 
+def test_the_line_has_an_int8_engine_whose_loss_is_known(line):
+    found = line.shown("smoke-1/int8")["facts"]
+    assert found["precision"] == "int8" and found["quantized"]["layers"] == 15 and found["quantized"]["loss"] <= 5.0
+    measured = json.loads((line.folder / "runs/smoke-1/page.json").read_text())
+    assert "rounded" in json.dumps(measured)
+
+
 def test_the_bundle_runs_on_its_own(line):
     bundle = line.folder / "runs/smoke-1/bundle"
     for arguments in (["--check"], ["sample.png", "-o", str(line.folder / "mask.png")]):
@@ -71,7 +78,7 @@ def test_another_weight_of_a_loss_reruns_the_student_and_what_follows_only(line)
     change = "--set=stages.student.losses=[{kind: pixel, weight: 0.5, temperature: 1.0, at: labels}, {kind: cwd, weight: 0.1}]"
     assert "config.losses[0].weight: 1.0 -> 0.5" in line.call("why", "student", line.recipe, change)
     plan = [text.split()[2] for text in line.call("plan", line.recipe, change).splitlines()]
-    assert plan == ["kept"] * 3 + ["runs"] * 6
+    assert plan == ["kept"] * 3 + ["runs"] * 8
 
 
 def test_a_stopped_teacher_goes_on_to_the_same_checkpoint(line):

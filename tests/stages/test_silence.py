@@ -23,6 +23,14 @@ import numpy
 session(numpy.zeros((1, 64, 96, 3), numpy.uint8))
 time.sleep(1)
 """
+NNCF = """
+import sys, time
+from pathlib import Path
+import numpy, onnx
+from stages import int8
+int8.quantised(onnx.load(sys.argv[1]), iter([numpy.zeros((64, 96, 3), numpy.uint8)]), "openvino", Path(sys.argv[2]))
+time.sleep(1)
+"""
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -33,11 +41,23 @@ def test_a_runtime_calls_nobody_and_writes_nothing_at_home(kind, tmp_path):
     dataset = small_line.data(tmp_path)
     onnx = small_line.exported(tmp_path, dataset, small_line.checkpoint(tmp_path, dataset))
     engine = small_line.engine(tmp_path, onnx, kind=kind, threads=1)
+    traced(tmp_path, SCRIPT, kind, engine.folder)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_nncf_calls_nobody_and_writes_nothing_at_home(tmp_path):
+    pytest.importorskip("nncf")
+    dataset = small_line.data(tmp_path)
+    onnx = small_line.exported(tmp_path, dataset, small_line.checkpoint(tmp_path, dataset))
+    traced(tmp_path, NNCF, onnx.file("model.onnx"), tmp_path)
+
+
+def traced(tmp_path, script, *arguments):
     home = tmp_path / "home"
     home.mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "HF_", "XDG_")) and key not in ("CI",)}
     tracing = ["strace", "-f", "-q", "-e", "trace=connect", "-o", tmp_path / "trace"]
-    command = [*tracing, sys.executable, "-c", SCRIPT, kind, engine.folder]
+    command = [*tracing, sys.executable, "-c", script, *arguments]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, env={**kept, "HOME": str(home)}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     called = re.findall(r"sa_family=AF_INET6?, .*", (tmp_path / "trace").read_text())

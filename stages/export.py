@@ -22,7 +22,7 @@ LOGIT_IMAGES = 2  # images on which logits are compared too
 class Export(Stage):
     kind: Literal["export"]
     makes: ClassVar[str] = "OnnxModel"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     data: Dataset
     checkpoint: Annotated[str, Takes(("Checkpoint",)), Field(description="The stage whose network is exported.")]

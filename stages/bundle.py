@@ -21,6 +21,7 @@ FILES = Path(__file__).parent / "bundle_files"
 ARGMAX = Path(__file__).parent.parent / "kernels/upsample_argmax/argmax.c"
 LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine must reproduce; CPUs round bfloat16 differently
 STRICT_AGREEMENT = 0.999
+SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that one runtime file opens
 CHECK_S = 600  # longest run of the packed runner
 NATIVE_LINES = (
     "The engine itself gives logits, float32 (1, classes, h, w), smaller than the picture. argmax.c makes the class map of them; run.py",
@@ -45,7 +46,7 @@ class Bundle(Stage):
         row = getattr(earlier.get(self.engine), "engine", None)
         if row is None or runtime_file(row.kind).is_file():
             return []
-        packable = sorted(file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py"))
+        packable = sorted({file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py")} | set(SHARED))
         return [(("engine",), f"an engine of kind {row.kind} runs only with this package; bundle one of kind {' or '.join(packable)}")]
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
@@ -61,6 +62,8 @@ class Bundle(Stage):
         if settings.get("argmax") == "native":
             for file in (ARGMAX, FILES / "argmax.py"):
                 shutil.copyfile(file, out / file.name)
+        if (builder := builder_file(settings["kind"])).is_file():
+            shutil.copyfile(builder, out / builder.name)
         write_json(out / "classes.json", {key: engine.facts[key] for key in ("classes", "colours")} | {"ignore": 255})
         (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements(settings)), encoding="utf-8")
         name = write_sample(inputs["data"], self.split, engine, out)
@@ -120,7 +123,12 @@ def tried(out: Path) -> str:
 
 def runtime_file(kind: str) -> Path:
     """What opens an engine of this kind in a bundle; only engines with such a file can be packed."""
-    return FILES / f"runtime_{kind}.py"
+    return FILES / f"runtime_{SHARED.get(kind, kind)}.py"
+
+
+def builder_file(kind: str) -> Path:
+    """What builds the engine again where this one does not open; not every kind has or needs one."""
+    return FILES / f"build_{SHARED.get(kind, kind)}.py"
 
 
 def requirements(settings: dict[str, Any]) -> list[str]:

@@ -1,15 +1,17 @@
 """Builds an engine for this device from exactly the ONNX file (or checkpoint) it is given, and looks at its first answers."""
 
+import shutil
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.artifact import Artifact
-from pipeline.stage import Job, Made, Stage, Takes
+from pipeline.stage import Job, Later, Made, Stage, Takes
 from stages.engines import TABLE as ENGINES
 from stages.quantize import SUITS, Quantize
 
 FIELDS = {"OnnxModel": "onnx", "Checkpoint": "checkpoint"}  # what an engine takes -> the field that names it
+TIMING = "engine.timing"  # lies where the engine is built: what an earlier build measured before, what both measured after
 PROBE = (256, 512)  # size of the images an engine of a checkpoint without a size is looked at with
 
 
@@ -20,6 +22,12 @@ class Optimize(Stage):
     onnx: Annotated[str | None, Takes(("OnnxModel",)), Field(description="The stage whose ONNX file becomes an engine.")] = None
     checkpoint: Annotated[str | None, Takes(("Checkpoint",)), Field(description="The same for engines that take a checkpoint.")] = None
     engine: ENGINES.field() = Field(description="The runtime and its settings.")
+    timing: Annotated[
+        str | None,
+        Takes(("Engine",)),
+        Later(),
+        Field(description="An earlier stage whose timing cache spares this build the measuring, and settles what it would measure anew."),
+    ] = None
 
     @model_validator(mode="after")
     def takes_what_the_engine_takes(self) -> Self:
@@ -29,26 +37,36 @@ class Optimize(Stage):
             raise ValueError(
                 f"engine {self.engine.kind} is built from {wanted}: write {wanted}, and found {' and '.join(given) or 'neither'}"
             )
+        if self.timing is not None and not self.engine.keeps_timing:
+            raise ValueError(f"timing: engines of kind {self.engine.kind} measure nothing when they are built; leave it out")
         return self
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        source = earlier.get(self.onnx)
-        if not isinstance(source, Quantize) or self.engine.kind in SUITS[source.runtime]:
-            return []
-        text = f"{self.onnx} is quantised for {source.runtime}, and {self.engine.kind} may run such a graph wrong without a word"
-        wanted = next((runtime for runtime, engines in SUITS.items() if self.engine.kind in engines), "(none: leave it in float)")
-        return [(("onnx",), f"{text}: use one with runtime: {wanted}")]
+        found, source = [], earlier.get(self.onnx)
+        if isinstance(source, Quantize) and self.engine.kind not in SUITS[source.runtime]:
+            text = f"{self.onnx} is quantised for {source.runtime}, and {self.engine.kind} may run such a graph wrong without a word"
+            wanted = next((runtime for runtime, engines in SUITS.items() if self.engine.kind in engines), "(none: leave it in float)")
+            found.append((("onnx",), f"{text}: use one with runtime: {wanted}"))
+        if not getattr(getattr(earlier.get(self.timing), "engine", None), "keeps_timing", True):
+            text = f"{self.timing} keeps no timing cache; name a stage whose engine is of kind {self.engine.kind}"
+            found.append((("timing",), text))
+        return found
 
     def environment(self) -> dict[str, str]:
         return self.engine.environment()
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
         source = inputs[FIELDS[self.engine.takes]]
+        if self.timing is not None:
+            shutil.copyfile(inputs["timing"].file(TIMING), job.out / TIMING)
         built = self.engine.build(source, job.out)
         facts = {"engine": self.engine.model_dump(mode="json"), "size": source.facts["size"]} | built
         facts |= {key: source.facts[key] for key in ("classes", "colours")}
         if source.kind == "OnnxModel":
             facts["onnx"] = {key: source.facts.get(key) for key in ("opset", "exporter", "batch", "parameters", "source")}
+        if not facts.get("opened", True):
+            job.say(f"{describe(facts['ran'])}: built, and never opened")
+            return Made(facts | {"probe": None})
         found = looked_at(self.engine.open(job.out, facts), source)
         share = f"{found['agreement']:.3%} of the pixels of {found['images']} test pictures"
         job.say(f"{describe(facts['ran'])}: same class as {found['against']} on {share}")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-ELSEWHERE = ("test_optimum.py", "STILLHOUSE_CAMVID")  # has an environment of its own; needs data
+ELSEWHERE = ("test_optimum.py", "STILLHOUSE_CAMVID", "an NVIDIA GPU")  # has an environment of its own; needs data; a device
 
 
 def pytest_collection_modifyitems(items):

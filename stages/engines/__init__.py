@@ -39,6 +39,7 @@ class Engine(Row):
 
     takes: ClassVar[str]  # the artifact kind an engine is built from: OnnxModel | Checkpoint
     package: ClassVar[str]  # what pip installs
+    keeps_timing: ClassVar[bool] = False  # whether build leaves engine.timing, which another build can start from
 
     threads: int | None = None
     argmax: Annotated[Literal["graph", "native"], Later()] = Field(

@@ -265,7 +265,7 @@ def engine_cases():
             return {"folder": str(given), "artifact": "Checkpoint", "facts": MODEL}
 
         found[f"a checkpoint, {name}"] = Hostile("measure", checkpoint, "safetensors")
-    for kind in ("tensorrt", "../../canary_module", "onnxruntime.x"):
+    for kind in ("tensorrt_lean", "../../canary_module", "onnxruntime.x"):
         found[f"an engine of kind {kind}"] = Hostile("measure", lambda g, o, k=kind: engine(g, k, plan=b"ftrt" * 99), "no row")
     return found
 

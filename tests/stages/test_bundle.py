@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import Stillhouse
+from stages import machine
 from stages.bundle import FILES, Bundle
 from stages.bundle_files import run as runner
 from stages.engines import TABLE
@@ -27,6 +28,8 @@ STAGE = Bundle(kind="bundle", data="data", onnx="onnx", engine="engine", measure
 def packed(request, tmp_path_factory):
     """onnxruntime fails its gate and takes the argmax in its graph; openvino passes and takes it in argmax.c: all of it is looked at."""
     kind = request.param
+    if kind == "tensorrt" and not machine.has_device():
+        pytest.skip("tensorrt runs on an NVIDIA GPU; its runner against doubles: tests/stages/test_tensorrt.py")
     if importlib.util.find_spec(TABLE.row(kind).package) is None:
         pytest.skip(f"{kind} is not installed")
     with pytest.MonkeyPatch.context() as patch:
@@ -208,7 +211,10 @@ def test_a_bundle_that_fails_on_its_own_sample_is_not_published(packed, tmp_path
 def test_an_engine_that_needs_this_package_is_refused_when_the_recipe_is_checked():
     engine = Optimize.model_validate({"kind": "optimize", "checkpoint": "student", "engine": {"kind": "pytorch"}})
     assert STAGE.problems({"engine": engine}) == [
-        (("engine",), "an engine of kind pytorch runs only with this package; bundle one of kind onnxruntime or openvino")
+        (
+            ("engine",),
+            "an engine of kind pytorch runs only with this package; bundle one of kind onnxruntime or openvino or tensorrt or tensorrt_rtx",
+        )
     ]
     engine = Optimize.model_validate({"kind": "optimize", "onnx": "onnx", "engine": {"kind": "onnxruntime"}})
     assert STAGE.problems({"engine": engine}) == []

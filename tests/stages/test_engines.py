@@ -38,8 +38,13 @@ def line(tmp_path_factory):
     return dataset, {"Checkpoint": student, "OnnxModel": onnx}, images, open_session(student)(images)
 
 
+ON_A_GPU = ("tensorrt", "tensorrt_rtx")  # without one: tests/stages/test_tensorrt.py and test_tensorrt_rtx.py
+
+
 def need(row):
-    if importlib.util.find_spec(row.package) is None:
+    if row.kind in ON_A_GPU and not machine.has_device():
+        pytest.skip(f"{row.kind} runs on an NVIDIA GPU")
+    if not any(importlib.util.find_spec(name) for name in (row.package, f"{row.package}_bindings")):
         pytest.skip(f"{row.package} is not installed")
     if getattr(row, "precision", "") == "bf16" and row.kind == "openvino" and not machine.has_bf16():
         pytest.skip("this CPU has no bfloat16 arithmetic")

@@ -1,0 +1,221 @@
+"""Those that benchmarks/end_to_end.py races, each in a process of its own: a decoded image goes in, its class map comes out.
+
+The parent asks in lines of JSON on the child's standard input: {"open": spec} opens a file, {"maps": FILE, "to": FILE} gives the class
+maps of pictures, {"runs": n, ...} times n runs. So what is timed is what gave the maps that were judged. A child that needs no torch
+does not import it: the conventional path and whoever calls the argmax kernel do.
+
+`native` here cuts the graph at `logits` and calls kernels.upsample_argmax; engines that can do so themselves take its place: `row()`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline import errors  # noqa: E402
+from stages import machine  # noqa: E402
+from stages.engines import TABLE as ENGINES  # noqa: E402
+from stages.engines import need  # noqa: E402
+
+WARM_MS, WARM_RUNS, REWARM_RUNS = 2000, 5, 2  # before the first turn; before every other, for the others have had the caches
+
+
+class Racer(NamedTuple):
+    name: str
+    runtime: str
+    precision: str  # f32 | bf16 | int8 | int8+bf16: INT8, and what stayed float in bfloat16
+    tail: str  # torch: interpolate + argmax; graph: inside the graph; native: the argmax kernel
+
+    @property
+    def exact(self) -> bool:
+        return self.precision == "f32"
+
+    def row(self) -> Any:
+        """The product's engine that runs it."""
+        if self.runtime == "onnxruntime":
+            return ENGINES.row("onnxruntime").model_validate({"kind": "onnxruntime"})
+        hint = "bf16" if "bf16" in self.precision else "f32"
+        return ENGINES.row("openvino").model_validate({"kind": "openvino", "precision": hint})
+
+
+CONVENTIONAL = Racer("conventional: onnxruntime f32, torch", "onnxruntime", "f32", "torch")
+OURS = [
+    Racer(f"{runtime} {precision}, {tail}", runtime, precision, tail)
+    for runtime, precision, tail in (
+        ("onnxruntime", "f32", "graph"),
+        ("onnxruntime", "f32", "native"),
+        ("openvino", "f32", "graph"),
+        ("openvino", "f32", "native"),
+        ("openvino", "bf16", "native"),
+        ("onnxruntime", "int8", "native"),
+        ("openvino", "int8", "native"),
+        ("openvino", "int8+bf16", "native"),
+    )
+]
+
+
+def absent(racer: Racer) -> str | None:
+    """Why this machine cannot run it."""
+    if "bf16" in racer.precision and not machine.has_bf16():
+        return f"{machine.cpu_name()} has no bfloat16 arithmetic"
+    packages = [racer.runtime] + (["nncf"] if racer.runtime == "openvino" and "int8" in racer.precision else [])
+    missing = [name for name in packages if machine.version(name) == "missing"]
+    return f"{' and '.join(missing)} not installed" if missing else None
+
+
+# The sessions: image uint8 (H, W, 3) -> class map uint8 (H, W).
+
+
+def opened(spec: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """`spec`: the racer's fields, files (what stages of benchmarks/ready.py wrote), align_corners, mean, std (of 0..255), threads."""
+    racer, threads = Racer(*spec["racer"]), spec["threads"]
+    if racer.tail == "graph":
+        row = racer.row().model_copy(update={"threads": threads})
+        session = row.open(Path(spec["folder"]), spec["facts"])
+        return lambda image: session(image[None])[0]
+    import torch
+
+    torch.set_num_threads(threads)
+    if racer.tail == "torch":
+        return conventional(logits_of("onnxruntime", spec["file"], "f32", threads), spec)
+    from kernels.upsample_argmax import upsample_argmax
+
+    logits = logits_of(racer.runtime, spec["file"], racer.precision, threads)
+
+    def run(image):
+        low = torch.from_numpy(logits(image[None]))
+        return upsample_argmax(low, image.shape[:2], spec["align_corners"], using="cpu")[0].numpy()
+
+    return run
+
+
+def conventional(logits: Callable, spec: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """As most scripts do it: normalise in numpy, run the network, enlarge the logits and take their argmax in torch."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    mean, std = (np.array(spec[name], np.float32) for name in ("mean", "std"))
+
+    @torch.inference_mode()
+    def run(image):
+        x = np.ascontiguousarray(((image.astype(np.float32) - mean) / std).transpose(2, 0, 1))[None]
+        large = interpolate(torch.from_numpy(logits(x)), image.shape[:2], mode="bilinear", align_corners=spec["align_corners"])
+        return large.argmax(1)[0].to(torch.uint8).numpy()
+
+    return run
+
+
+def logits_of(runtime: str, file: str, precision: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The runtime on a file whose only output is `logits`."""
+    if runtime == "onnxruntime":
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        ort = need("onnxruntime", "pip install onnxruntime")
+        options = ort.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, threads
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(["logits"], {name: x})[0]
+    from stages.engines.openvino import TYPES, silent
+
+    hint = "bf16" if "bf16" in precision else "f32"
+    core = silent().Core()
+    model = core.read_model(file)
+    model.reshape({"image": [1, *list(model.input("image").partial_shape)[1:]]})
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(model, "CPU", settings)
+    ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if ran not in (hint, TYPES[hint]):
+        raise errors.Missing(f"openvino was asked for {hint} and compiled {ran}")
+    request = compiled.create_infer_request()
+    return lambda x: request.infer({"image": x})["logits"]
+
+
+# The child, and the parent's side of it.
+
+
+class Child:
+    """One racer's process. It opens one file after the other, and keeps the last one."""
+
+    def __init__(self, racer: Racer, work: Path):
+        self.racer, self.log = racer, work / f"{racer.name.replace(' ', '_').replace(':', '')}.log"
+        command = [sys.executable, "-m", "benchmarks.racers"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stderr=log, cwd=ROOT, **pipes)
+
+    def ask(self, **asked: Any) -> dict[str, Any]:
+        try:
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the missing answer says why
+        if not (line := self.process.stdout.readline()):
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise errors.Stillhouse(f"the process of {self.racer.name} ended with {self.process.wait()}: {last[0]}")
+        if "error" in (answer := json.loads(line)):
+            raise errors.BY_NAME[answer["error"]](f"{self.racer.name}: {answer['message']}")
+        return answer
+
+    def maps(self, pictures: Path, to: Path) -> np.ndarray:
+        self.ask(maps=str(pictures), to=str(to))
+        return np.load(to, mmap_mode="r")
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def main(asked, answer) -> None:
+    session, images = None, []
+    for line in asked:
+        order = json.loads(line)
+        try:
+            if "open" in order:
+                session = None  # the one before is freed first
+                session = opened(order["open"])
+                images = [np.array(image) for image in np.load(order["images"], mmap_mode="r")]
+                warm(session, images, order["warm_ms"])
+                answer({"modules": [name for name in ("torch", "onnxruntime", "openvino") if name in sys.modules]})
+            elif "maps" in order:
+                np.save(order["to"], np.stack([session(np.array(image)) for image in np.load(order["maps"], mmap_mode="r")]))
+                answer({})
+            else:
+                answer(times(session, images, order["runs"]))
+        except errors.Stillhouse as error:
+            answer({"error": type(error).__name__, "message": str(error)})
+
+
+def warm(session: Callable, images: list[np.ndarray], least_ms: float) -> None:
+    began, done = time.perf_counter(), 0
+    while done < (WARM_RUNS if least_ms else 1) or 1e3 * (time.perf_counter() - began) < least_ms:
+        session(images[done % len(images)])
+        done += 1
+
+
+def times(session: Callable, images: list[np.ndarray], runs: int) -> dict[str, Any]:
+    """Milliseconds of each run by the clock, and of the processor, over all threads of this process, in the mean: its clock is coarse."""
+    for k in range(REWARM_RUNS):
+        session(images[k % len(images)])
+    found, cpu = [], time.process_time()
+    for k in range(runs):
+        began = time.perf_counter()
+        session(images[k % len(images)])
+        found.append(round(1e3 * (time.perf_counter() - began), 4))
+    return {"ms": found, "cpu_ms": 1e3 * (time.process_time() - cpu) / runs}
+
+
+if __name__ == "__main__":
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)  # runtimes print what they like; what goes back has a pipe of its own
+    os.dup2(2, 1)
+    main(sys.stdin, lambda what: print(json.dumps(what), file=pipe, flush=True))

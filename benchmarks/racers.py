@@ -67,6 +67,10 @@ def absent(racer: Racer) -> str | None:
     """Why this machine cannot run it."""
     if "bf16" in racer.precision and not machine.has_bf16():
         return f"{machine.cpu_name()} has no bfloat16 arithmetic"
+    from kernels import native
+
+    if racer.tail == "native" and (why := native.why_not()):
+        return f"the compiled library cannot be used: {why}"
     packages = [racer.runtime] + (["nncf"] if racer.runtime == "openvino" and "int8" in racer.precision else [])
     missing = [name for name in packages if machine.version(name) == "missing"]
     return f"{' and '.join(missing)} not installed" if missing else None

@@ -130,7 +130,17 @@ def test_reduced_precision_that_loses_more_than_asked_is_not_the_best():
         "  best of reduced precision within 0.3 mIoU: none",
     ]
     found["c"] = racer(6.0, 49.75, False)
+    found["broken"] = {"agreement": 0.53, "miou": 49.9, "miou_conventional": 50.0, "exact": False}  # was never timed
     assert end_to_end.verdicts({"classes": 19, "racers": found})[1].endswith("mIoU: c, 6.00 times (5.0 asked at 512 x 512)")
+
+
+def test_what_is_broken_has_a_row_without_a_speed():
+    plain = {"median_ms": (5.0, 4.0, 6.0), "gain": (1.0, 1.0, 1.0), "mean_cpu_ms": 9.0, "agreement": 1.0, "exact": True}
+    broken = {"agreement": 0.53, "miou": 4.0, "miou_conventional": 16.5, "exact": False}
+    lines = end_to_end.table({"network": "n", "classes": 19, "border": 0.1, "racers": {racers.CONVENTIONAL.name: plain, "int8": broken}})
+    assert "5.00 [4.00, 6.00]" in lines[3] and "100.0000%" in lines[3]
+    assert "broken: no speed is told" in lines[4] and "53.0000%" in lines[4] and lines[4].endswith("4.00  -12.50")
+    assert len(lines[3]) + 16 == len(lines[4]), "columns do not line up"
 
 
 def test_borders_are_pixels_beside_another_class():

@@ -26,7 +26,7 @@ def main() -> int:
 
     from pipeline import cli
 
-    return cli.main(sys.argv[1:], cli.Parts(kinds=stages.KINDS, has_device=_has_device, machine=_machine, page=_page))
+    return cli.main(sys.argv[1:], cli.Parts(kinds=stages.KINDS, has_device=_has_device, machine=_machine, page=_page, engine=_engine))
 
 
 def _has_device() -> bool:
@@ -39,6 +39,12 @@ def _machine() -> dict:
     from stages.machine import facts
 
     return facts()
+
+
+def _engine(folder: Path) -> list:
+    from stages.sidecar import examine
+
+    return examine(folder)
 
 
 def _page(run: dict, artifacts: dict) -> tuple[str, dict]:

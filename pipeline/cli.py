@@ -24,6 +24,7 @@ class Parts:
     has_device: Callable[[], bool]
     machine: Callable[[], dict[str, Any]]
     page: Callable[[dict[str, Any], dict[str, Any]], tuple[str, dict[str, Any]]]
+    engine: Callable[[Path], list[Any]] | None = None  # a folder with engine.json -> doctor.Finding
 
 
 def main(arguments: list[str], parts: Parts) -> int:
@@ -169,10 +170,10 @@ def schema(asked: argparse.Namespace, parts: Parts) -> None:
 
 
 def doctor(asked: argparse.Namespace, parts: Parts) -> int:
-    """Says what this machine has and lacks for each part of the pipeline."""
-    from .doctor import examine
+    """Says what this machine has and lacks. ENGINE (RUN/STAGE, an id, engine.json, a bundle's folder): whether that would run here."""
+    from . import doctor
 
-    return examine(asked.store, parts)
+    return doctor.engine(asked.engine, Store(asked.store), parts) if asked.engine else doctor.examine(asked.store, parts)
 
 
 # -- running
@@ -328,7 +329,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (diff, ("one", "two")),
     (report, ("run?", "--out")),
     (schema, ()),
-    (doctor, ()),
+    (doctor, ("engine?",)),
     (starter.init, ("recipe", "--answer")),
 )
 STORE: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (

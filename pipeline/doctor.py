@@ -1,4 +1,4 @@
-"""What this machine has and lacks, part by part, in words that say what to install."""
+"""What this machine has and lacks, part by part, in words that say what to install; and whether an engine would run on it."""
 
 import importlib.util
 import re
@@ -6,9 +6,12 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import finding
+from .errors import BadData, Missing, Refused
 from .show import plain
+from .store import Store
 
 NAME = re.compile(r"^[A-Za-z0-9._-]+")
 EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
@@ -27,6 +30,45 @@ def examine(store: Path, parts: Any) -> int:
     if missing:
         print(f"needed by every run and missing: {', '.join(missing)}\n  {sys.executable} -m pip install -e .")
     return 2 if missing else 0
+
+
+class Finding(NamedTuple):
+    """One fact about an engine, compared with this machine."""
+
+    part: str
+    state: str  # good | differs (it runs, not as it was measured) | lacks (it does not run) | damaged
+    text: str
+
+
+def engine(what: str, store: Store, parts: Any) -> int:
+    """Prints one line per fact of an engine. Returns 0 when it will run here, 2 when something is lacking, 7 when it is not whole."""
+    found = parts.engine(_folder(what, store))
+    marks = {"good": "", "differs": "other: ", "lacks": "LACKS: ", "damaged": "DAMAGED: "}
+    for part, state, text in found:
+        print(plain(f"{part:<14} {marks[state]}{text}"))
+    states = {state for _, state, _ in found}
+    if "damaged" in states:
+        print("not whole: do not run it")
+        return Refused.code
+    if "lacks" in states:
+        print("it will not run here: build it on this machine, from the same ONNX file (its sha256 stands in engine.json)")
+        return Missing.code
+    print("it will run here" + (", but not as it was measured" if "differs" in states else ""))
+    return 0
+
+
+def _folder(what: str, store: Store) -> Path:
+    """Where engine.json lies: WHAT is that file, a folder that holds it, RUN/STAGE, or the start of an artifact's id."""
+    path = Path(what)
+    if path.name == "engine.json":
+        return path.parent
+    if path.is_dir():
+        return path
+    id = finding.artifact(store, what)
+    kind = store.kind(id)
+    if kind not in ("Engine", "Bundle"):
+        raise BadData(f"{what} is a {kind}: name a stage that makes an Engine or a Bundle, an engine.json, or a bundle's folder")
+    return store.folder(id)
 
 
 def requirements() -> dict[str, str]:

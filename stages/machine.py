@@ -13,6 +13,7 @@ from pathlib import Path
 # The instruction sets that change speed or rounding of the engines here, as Linux and this page call them.
 INSTRUCTIONS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8")
 INSTRUCTIONS += ("amx_bf16", "asimd", "asimdhp", "bf16", "i8mm", "sve")
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # with any of them a CPU multiplies bfloat16 itself, rather than through float32
 
 
 @cache
@@ -54,8 +55,8 @@ def instructions() -> list[str]:
 
 
 def has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself, rather than through float32."""
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(instructions()))
+    """Whether this CPU does."""
+    return bool(set(BF16) & set(instructions()))
 
 
 @cache

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.artifact import Artifact
 from pipeline.stage import Job, Later, Made, Stage, Takes
+from stages import machine, sidecar
 from stages.engines import TABLE as ENGINES
 from stages.quantize import SUITS, Quantize
 
@@ -18,6 +19,7 @@ PROBE = (256, 512)  # size of the images an engine of a checkpoint without a siz
 class Optimize(Stage):
     kind: Literal["optimize"]
     makes: ClassVar[str] = "Engine"
+    version: ClassVar[int] = 2
 
     onnx: Annotated[str | None, Takes(("OnnxModel",)), Field(description="The stage whose ONNX file becomes an engine.")] = None
     checkpoint: Annotated[str | None, Takes(("Checkpoint",)), Field(description="The same for engines that take a checkpoint.")] = None
@@ -53,7 +55,8 @@ class Optimize(Stage):
         return found
 
     def environment(self) -> dict[str, str]:
-        return self.engine.environment()
+        ours = self.engine.environment()
+        return ours | sidecar.device_facts(machine.facts(), "gpu" in ours)
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
         source = inputs[FIELDS[self.engine.takes]]
@@ -64,6 +67,7 @@ class Optimize(Stage):
         facts |= {key: source.facts[key] for key in ("classes", "colours")}
         if source.kind == "OnnxModel":
             facts["onnx"] = {key: source.facts.get(key) for key in ("opset", "exporter", "batch", "parameters", "source")}
+        sidecar.write(job.out, source, facts, self.environment(), self.engine.needs())
         if not facts.get("opened", True):
             job.say(f"{describe(facts['ran'])}: built, and never opened")
             return Made(facts | {"probe": None})

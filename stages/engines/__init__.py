@@ -57,6 +57,15 @@ class Engine(Row):
         """Why this engine cannot leave enlarging and argmax to compiled C, or ""."""
         return f"an engine of kind {self.kind} takes the argmax by itself"
 
+    @classmethod
+    def installed(cls) -> tuple[str, ...]:
+        """Names under which the runtime may be installed; the first that is found counts."""
+        return (cls.package,)
+
+    def needs(self) -> dict[str, Any]:
+        """What opening the engine elsewhere takes, besides the runtime: the fields of stages/sidecar.py's Needs."""
+        return {}
+
     def requirements(self) -> list[str]:
         """The lines of a requirements.txt that run this engine elsewhere, pinned to what is installed here; [] if it needs this package."""
         return []

@@ -27,6 +27,10 @@ class OnnxRuntime(Engine):
     provider: Literal["cpu", "cuda", "tensorrt"] = Field("cpu", description="What computes; it must load, there is no fallback.")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of one run; none: what the runtime chooses.")
 
+    @classmethod
+    def installed(cls) -> tuple[str, ...]:
+        return ("onnxruntime", "onnxruntime-gpu")
+
     def requirements(self) -> list[str]:
         return [machine.version("onnxruntime", "onnxruntime-gpu").replace(" ", "==")]
 

@@ -28,6 +28,9 @@ class OpenVino(Engine):
     precision: Literal["f32", "bf16"] = Field("f32", description="Arithmetic inside the engine; weights are stored as exported.")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of one run; none: what the runtime chooses.")
 
+    def needs(self) -> dict[str, Any]:
+        return {"instructions": list(machine.BF16)} if self.precision == "bf16" else {}
+
     def requirements(self) -> list[str]:
         return [machine.version("openvino").replace(" ", "==")]
 

@@ -50,7 +50,7 @@ def require_same_table(one: Artifact, other: Artifact) -> None:
 def weight_bytes(artifact: Artifact) -> int:
     """What a device would have to hold on disk: the weights, the ONNX file, or all files of the engine."""
     names = {"Checkpoint": "weights.safetensors", "OnnxModel": "model.onnx", "Engine": "engine.*"}
-    return sum(file.stat().st_size for file in artifact.folder.glob(names[artifact.kind]))
+    return sum(file.stat().st_size for file in artifact.folder.glob(names[artifact.kind]) if file.name != "engine.json")
 
 
 def parameter_count(artifact: Artifact, session: Session) -> int | None:

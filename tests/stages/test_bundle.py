@@ -64,7 +64,7 @@ def test_the_folder_is_flat_whole_and_has_no_word_of_this_machine(packed):
         "sample.png",
         "expected.png",
     }
-    assert names >= expected | {"README.txt", "bundle.json", "verdict.json"} and any(name.startswith("engine.") for name in names)
+    assert names >= expected | {"README.txt", "engine.json", "bundle.json", "verdict.json"} and any(name.startswith("engine.") for name in names)
     assert all(file.is_file() for file in bundle.folder.iterdir())
     assert bundle.json("bundle.json")["files"].keys() == names - {"bundle.json"}
     for file in bundle.folder.iterdir():
@@ -120,7 +120,7 @@ def test_a_picture_of_another_size_becomes_a_mask_of_its_own_size(packed, tmp_pa
 @pytest.mark.parametrize("victim", ["engine", "classes.json", "run.py", "missing"])
 def test_a_changed_or_missing_file_is_seen_by_its_check(packed, tmp_path, victim):
     folder = copied(packed[1], tmp_path)
-    file = sorted(folder.glob("engine.*"))[0] if victim in ("engine", "missing") else folder / victim
+    file = sorted(folder.glob("engine.*"))[-1] if victim in ("engine", "missing") else folder / victim
     if victim == "missing":
         file.unlink()
     else:

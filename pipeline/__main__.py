@@ -26,7 +26,8 @@ def main() -> int:
 
     from pipeline import cli
 
-    return cli.main(sys.argv[1:], cli.Parts(kinds=stages.KINDS, has_device=_has_device, machine=_machine, page=_page, engine=_engine))
+    parts = cli.Parts(kinds=stages.KINDS, has_device=_has_device, machine=_machine, page=_page, engine=_engine, ask=_ask)
+    return cli.main(sys.argv[1:], parts)
 
 
 def _has_device() -> bool:
@@ -45,6 +46,12 @@ def _engine(folder: Path) -> list:
     from stages.sidecar import examine
 
     return examine(folder)
+
+
+def _ask(name: str, target: object) -> dict:
+    from stages.elsewhere import facts_of
+
+    return facts_of(name, target)
 
 
 def _page(run: dict, artifacts: dict) -> tuple[str, dict]:

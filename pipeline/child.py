@@ -22,6 +22,7 @@ from typing import Any
 from . import limits, room
 from .artifact import Artifact
 from .errors import Stillhouse, Stopped
+from .targets import Asked
 
 PROGRESS_EVERY = 0.1  # seconds between two progress events
 
@@ -40,8 +41,8 @@ class Events:
 class ChildJob:
     """The Job that a stage sees (pipeline/stage.py says what each member means)."""
 
-    def __init__(self, out: Path, state: Path, rehearsing: bool, events: Events):
-        self.out, self.state, self.rehearsing = out, state, rehearsing
+    def __init__(self, out: Path, state: Path, rehearsing: bool, events: Events, target: Asked | None = None):
+        self.out, self.state, self.rehearsing, self.target = out, state, rehearsing, target
         self._events, self._signal, self._asks, self._shown = events, 0, False, 0.0
 
     def say(self, text: str) -> None:
@@ -79,7 +80,8 @@ def main(spec_file: str, events_fd: str, parent: str) -> int:
 
 
 def _run(spec: dict[str, Any], events: Events) -> Any:
-    job = ChildJob(Path(spec["out"]), Path(spec["state"]), spec["rehearsing"], events)
+    target = Asked.model_validate(spec["place"]) if spec["place"] else None
+    job = ChildJob(Path(spec["out"]), Path(spec["state"]), spec["rehearsing"], events, target)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, job.on_signal)
     module, _, name = spec["target"].partition(":")

@@ -7,11 +7,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import finding, fleet, room, starter, upkeep
+from . import finding, fleet, room, starter, targets, upkeep
 from .errors import BadRecipe, Missing, Stillhouse
 from .store import Store
 
@@ -25,6 +25,7 @@ class Parts:
     machine: Callable[[], dict[str, Any]]
     page: Callable[[dict[str, Any], dict[str, Any]], tuple[str, dict[str, Any]]]
     engine: Callable[[Path], list[Any]] | None = None  # a folder with engine.json -> doctor.Finding
+    ask: Callable[[str, Any], dict[str, Any]] | None = None  # a target's name and entry -> what it says of itself, over the network
 
 
 def main(arguments: list[str], parts: Parts) -> int:
@@ -59,6 +60,7 @@ def _main(arguments: list[str], parts: Parts) -> int:
 def run(asked: argparse.Namespace, parts: Parts) -> int:
     """Runs what must run, then writes the page and the bundle to OUT/<run>/."""
     recipe = _recipe(asked, parts)
+    recipe = replace(recipe, stages=targets.reached(recipe.stages, asked.targets, parts.ask))
     if asked.rehearse:
         return _rehearse(recipe, asked, parts)
     return _run(recipe, Store(asked.store, asked.allow_network_fs).prepare(), asked, parts)
@@ -74,6 +76,9 @@ def check(asked: argparse.Namespace, parts: Parts) -> None:
         print(f"{asked.recipe}: {runs} runs, good, as written" + (f" and with profile {', '.join(profiles)}" if profiles else ""))
         return
     recipes = check_recipe(asked.recipe, parts.kinds, asked.set)
+    if asked.targets or targets.FILE.exists():  # a recipe is good without: its hosts are known only where it runs
+        for recipe in recipes:
+            targets.chosen(recipe.stages, asked.targets)
     profiles = ", ".join(recipes[0].profiles)
     print(f"{asked.recipe}: {len(recipes[0].stages)} stages, good" + (f"; profiles: {profiles}, good" if profiles else ""))
 
@@ -319,9 +324,9 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
-    (run, ("recipe", "--set", "--profile", "--out", "--rehearse", "--no-wait", "--allow-network-fs")),
-    (fleet.sweep, ("file", "--set", "--profile", "--out", "--jobs", "--allow-network-fs")),
-    (check, ("recipe", "--set")),
+    (run, ("recipe", "--set", "--profile", "--targets", "--out", "--rehearse", "--no-wait", "--allow-network-fs")),
+    (fleet.sweep, ("file", "--set", "--profile", "--targets", "--out", "--jobs", "--allow-network-fs")),
+    (check, ("recipe", "--set", "--targets")),
     (plan, ("recipe", "--set", "--profile")),
     (why, ("stage", "recipe?", "--set", "--profile")),
     (ls, ("run?",)),
@@ -341,6 +346,7 @@ STORE: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
 OPTIONS: dict[str, dict[str, Any]] = {
     "--set": {"action": "append", "default": [], "metavar": "PATH=VALUE", "help": "e.g. stages.teacher.fit.steps=2000; repeatable"},
     "--profile": {"default": "auto", "metavar": "NAME", "help": "a profile, `none`, or `auto` (default): cpu without a device"},
+    "--targets": {"type": Path, "metavar": "FILE", "help": "hosts of the targets that stages name (targets.yaml)"},
     "--out": {"type": Path, "default": Path("runs"), "metavar": "DIR", "help": "where pages and bundles are written (runs)"},
     "--store": {"type": Path, "default": Path(".stillhouse"), "metavar": "DIR", "help": "where artifacts live (.stillhouse)"},
     "--rehearse": {"action": "store_true", "help": "only try every stage with 2 steps and 4 images, keep nothing"},

@@ -114,6 +114,7 @@ def _one(variant: Any, folder: Path, asked: argparse.Namespace, parts: Any, pare
         recipe = variant.recipe
         words = ["run", str(recipe.path), "--profile", recipe.profile or "none", "--store", str(asked.store), "--out", str(asked.out)]
         words += ["--allow-network-fs"] if asked.allow_network_fs else []
+        words += ["--targets", str(asked.targets)] if asked.targets else []
         code = cli.main([*words, *(w for text in recipe.sets for w in ("--set", text))], parts)
         log.flush()
     os._exit(code)

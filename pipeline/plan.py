@@ -38,9 +38,12 @@ def make(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | No
     for name, stage in stages.items():
         image = pre_image(stage, {n: a.id if a else None for n, a in made.items()})
         waiting = list(dict.fromkeys(n for _, names in taken(stage).values() for n in names if made[n] is None))
-        key = None if waiting else digest(image)
+        unasked = getattr(stage, "target", None) if stage.there is None else None
+        key = None if waiting or unasked else digest(image)
         artifact = store.find(key, name) if key else None
         why = () if artifact else tuple(_reasons(store, last.get(name), image, waiting, key))
+        if unasked:  # what it is belongs to the key
+            why = (f"target {unasked} is asked for its facts when it runs", *([f"waits for {', '.join(waiting)}"] if waiting else []))
         made[name] = artifact
         steps.append(Step(name, stage, key, image, artifact, why))
     return steps

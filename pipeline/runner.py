@@ -171,6 +171,7 @@ class Runner:
         }
         spec_file = log.with_suffix(".json")
         fsops.replace(spec_file, json.dumps(secrets.redacted(spec, self._secrets)).encode())  # for people; the child is told in full
+        spec["place"] = step.stage.there.model_dump(mode="json") if step.stage.there else None  # hosts are nothing to keep
         read, write = os.pipe()
         with open(log, "ab") as output, os.fdopen(read, encoding="utf-8") as events:
             command = [sys.executable, "-m", "pipeline.child", str(spec_file), str(write), str(os.getpid())]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from .artifact import Artifact
 from .table import Row
@@ -56,6 +56,8 @@ class Job(Protocol):
     def progress(self, done: int, total: int, **figures: float) -> None:
         """How far the stage is; figures (loss=..., ms=...) are shown beside the bar."""
 
+    target: Any  # targets.Asked, the machine on which a stage with the field `target` works; None for all others
+
     def stop_asked(self) -> int:
         """0, or the number of the signal that asks this stage to save its state and raise errors.Stopped."""
 
@@ -65,6 +67,18 @@ class Stage(Row):
 
     makes: ClassVar[str]
     reproducible: ClassVar[bool] = True  # the same key gives the same bytes (on one machine)
+    _there: Any = PrivateAttr(None)
+
+    @property
+    def there(self) -> Any:
+        """targets.Asked of the machine in the field `target`, once that was asked what it is; only a run does so."""
+        return self._there
+
+    def at(self, there: Any) -> Self:
+        """The same stage, knowing the machine on which it will work."""
+        stage = self.model_copy()
+        stage._there = there
+        return stage
 
     def outside(self) -> dict[str, str]:
         """What lies outside the store and is read by run(): name -> digest. It belongs to the key."""

@@ -43,7 +43,9 @@ class Bundle(Stage):
     split: str = Field("val", description="Split whose first image becomes the sample.")
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        row = getattr(earlier.get(self.engine), "engine", None)
+        row, target = (getattr(earlier.get(self.engine), field, None) for field in ("engine", "target"))
+        if target is not None:
+            return [(("engine",), f"a bundle is tried out before it is packed, and {self.engine} runs only on target {target}")]
         if row is None or runtime_file(row.kind).is_file():
             return []
         packable = sorted({file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py")} | set(SHARED))

@@ -1,13 +1,14 @@
-"""Builds an engine for this device from exactly the ONNX file (or checkpoint) it is given, and looks at its first answers."""
+"""Builds an engine, here or on a target, from exactly the ONNX file (or checkpoint) it is given, and looks at its first answers."""
 
 import shutil
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline import targets
 from pipeline.artifact import Artifact
 from pipeline.stage import Job, Later, Made, Stage, Takes
-from stages import machine, sidecar
+from stages import elsewhere, machine, sidecar
 from stages.engines import TABLE as ENGINES
 from stages.quantize import SUITS, Quantize
 
@@ -30,6 +31,9 @@ class Optimize(Stage):
         Later(),
         Field(description="An earlier stage whose timing cache spares this build the measuring, and settles what it would measure anew."),
     ] = None
+    target: Annotated[str | None, Later()] = Field(
+        None, pattern=targets.NAME, description="The machine it is built on, by its name in targets.yaml; none: this one."
+    )
 
     @model_validator(mode="after")
     def takes_what_the_engine_takes(self) -> Self:
@@ -52,26 +56,34 @@ class Optimize(Stage):
         if not getattr(getattr(earlier.get(self.timing), "engine", None), "keeps_timing", True):
             text = f"{self.timing} keeps no timing cache; name a stage whose engine is of kind {self.engine.kind}"
             found.append((("timing",), text))
+        if self.target is not None and not elsewhere.builder(self.engine.kind).is_file():
+            found.append((("target",), f"an engine of kind {self.engine.kind} is built on this machine only: leave target out"))
+        if self.target is not None and self.engine.argmax == "native":
+            found.append((("engine", "argmax"), "native is for engines built on this machine: write graph, or leave target out"))
         return found
 
     def environment(self) -> dict[str, str]:
+        if self.target is not None:
+            return elsewhere.environment(self.there, self.engine) if self.there else {}
         ours = self.engine.environment()
         return ours | sidecar.device_facts(machine.facts(), "gpu" in ours)
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
         source = inputs[FIELDS[self.engine.takes]]
+        there = elsewhere.There(job) if self.target else None
         if self.timing is not None:
             shutil.copyfile(inputs["timing"].file(TIMING), job.out / TIMING)
-        built = self.engine.build(source, job.out)
+        built = there.build(self.engine, source, job.out, job.state) if there else self.engine.build(source, job.out)
         facts = {"engine": self.engine.model_dump(mode="json"), "size": source.facts["size"]} | built
         facts |= {key: source.facts[key] for key in ("classes", "colours")}
         if source.kind == "OnnxModel":
             facts["onnx"] = {key: source.facts.get(key) for key in ("opset", "exporter", "batch", "parameters", "source")}
-        sidecar.write(job.out, source, facts, self.environment(), self.engine.needs())
+        environment = elsewhere.environment(job.target, self.engine) if there else self.environment()
+        sidecar.write(job.out, source, facts, environment, self.engine.needs())
         if not facts.get("opened", True):
             job.say(f"{describe(facts['ran'])}: built, and never opened")
             return Made(facts | {"probe": None})
-        found = looked_at(self.engine.open(job.out, facts), source)
+        found = looked_at(there or self.engine.open(job.out, facts), source)
         share = f"{found['agreement']:.3%} of the pixels of {found['images']} test pictures"
         job.say(f"{describe(facts['ran'])}: same class as {found['against']} on {share}")
         return Made(facts | {"probe": found})

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline import targets
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stopped
-from pipeline.stage import Dataset, Job, Made, Stage, Takes
-from stages import machine
+from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
+from stages import elsewhere, machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,10 @@ class Validate(Stage):
     )
     latency: Latency = Field(Latency(), description="How time is measured.")
 
+    target: Annotated[str | None, Later()] = Field(
+        None, pattern=targets.NAME, description="Where engines that were built on this target run and are timed; all else runs here."
+    )
+
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
         held = [self.reference, *self.candidates]
         found = [(("candidates", i), f"{name} is measured already") for i, name in enumerate(self.candidates) if name in held[: i + 1]]
@@ -52,9 +57,12 @@ class Validate(Stage):
                 found.append((("latency_of", i), f"{name} is neither the reference nor a candidate: add it to candidates"))
             elif name in self.latency_of[:i]:
                 found.append((("latency_of", i), f"{name} is timed already"))
-        return found
+        return found + elsewhere.strangers(self.target, {name: getattr(earlier.get(name), "target", None) for name in held})
 
     def environment(self) -> dict[str, str]:
+        return elsewhere.described(self.there) | self._environment()
+
+    def _environment(self) -> dict[str, str]:
         if not self.latency_of:
             return {}
         runtimes = ", ".join(machine.version(*names) for names in (("torch",), ("onnxruntime", "onnxruntime-gpu"), ("openvino",)))
@@ -80,6 +88,7 @@ class Validate(Stage):
             models[name]["latency"] = latency
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
         measurement |= {"reference": reference.name, "models": models, "pictures": pictures, "machine": machine.facts()}
+        measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         miou = {name: round(model["miou"], 3) for name, model in models.items()}
         job.say("mIoU " + ", ".join(f"{name} {value:.2f}" for name, value in miou.items()))
@@ -92,15 +101,13 @@ def accuracy(reference: Artifact, candidates: list[Artifact], samples, pictures:
     """Counts, agreement and pictures of every model -> the entries of measurement.json: models by name, pictures."""
     import numpy as np
 
-    from stages.measure.predict import open_session
-
     # The last candidate comes right after the reference: where these two differ decides which pictures are kept.
     order = [reference, *candidates[-1:], *candidates[:-1]]
     decides = min(1, len(order) - 1)
     maps, models, kept = job.state / "reference_maps", {}, []
     maps.mkdir(exist_ok=True)
     for k, artifact in enumerate(order):
-        session = open_session(artifact)
+        session = elsewhere.session(artifact, job)
         counted, equal = over_all_images(session, artifact, samples, maps, job, (k, len(order)))
         np.save(job.out / f"counts_{artifact.name}.npy", counted)
         models[artifact.name] = entry(artifact, session, counted, equal, "candidate" if k else "reference")
@@ -205,4 +212,8 @@ def latencies(models: list[Artifact], samples, data: Artifact, settings: Latency
     picked = sorted({k * len(samples) // TIMED_IMAGES for k in range(TIMED_IMAGES)})
     images = [samples.source(i) for i in picked]
     size = data.facts["size"]
-    return measure(models, images, size, job.state, **settings.model_dump(), between=between)
+
+    def remote(model: Artifact) -> Any:
+        return elsewhere.Timer(model, job, images, size, settings.warmup_ms, settings.threads)
+
+    return measure(models, images, size, job.state, **settings.model_dump(), between=between, remote=remote)

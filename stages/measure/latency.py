@@ -37,8 +37,10 @@ def measure(
     warmup_ms: int,
     threads: int | None,
     between: Any = lambda done, total: None,
+    remote: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Times every model on the same images uint8 (h, w, 3); `between(done, total)` is called after each turn and may raise.
+    `remote(model)` gives the Child of an engine that was built on a target, where it is timed.
 
     The result is keyed by the models' names: image_ms and engine_ms (p50, p90, p99, mean, n), threads, and every sample.
     """
@@ -54,7 +56,7 @@ def measure(
     children = []
     try:
         for model in models:  # one after the other: a model that warms up beside another would not be warm alone
-            children.append(Child(model, common, work))
+            children.append(remote(model) if "foreign" in model.facts else Child(model, common, work))
         samples = {child.name: {"image_ms": [], "engine_ms": []} for child in children}
         for r in range(rounds):
             turn = min(TURN, runs - r * TURN)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.artifact import Artifact
-from pipeline.errors import BadData
+from pipeline.errors import BadData, Refused
 from stages import machine
 from stages.engines import TABLE as ENGINES
 from stages.engines import Session
@@ -23,6 +23,9 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
         from stages.engines.onnxruntime import session_of
 
         return session_of(artifact.file("model.onnx"), threads=threads)
+    if "foreign" in artifact.facts:
+        where = artifact.facts["foreign"]["target"]
+        raise Refused(f"{artifact.name} was built on target {where}; it is never opened here: validate it with target: {where}")
     settings = artifact.facts["engine"]
     row = ENGINES.row(settings["kind"]).model_validate(settings)
     return (row.model_copy(update={"threads": threads}) if threads else row).open(artifact.folder, artifact.facts)

@@ -64,7 +64,9 @@ def test_the_folder_is_flat_whole_and_has_no_word_of_this_machine(packed):
         "sample.png",
         "expected.png",
     }
-    assert names >= expected | {"README.txt", "engine.json", "bundle.json", "verdict.json"} and any(name.startswith("engine.") for name in names)
+    assert names >= expected | {"README.txt", "engine.json", "bundle.json", "verdict.json"} and any(
+        name.startswith("engine.") for name in names
+    )
     assert all(file.is_file() for file in bundle.folder.iterdir())
     assert bundle.json("bundle.json")["files"].keys() == names - {"bundle.json"}
     for file in bundle.folder.iterdir():

@@ -1,0 +1,272 @@
+"""Builds, runs and times engines on another machine, the one they are made for; what comes back is checked, and never opened here.
+
+Files lie in the target's work folder under the sha256 of their content, so that whatever was cut short goes on from what is there.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import fsops
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData, Missing, Refused
+from pipeline.stage import Job
+from pipeline.targets import Asked, Target
+from stages import machine, sidecar
+from stages.engines import TABLE as ENGINES
+from stages.engines import Engine
+from stages.link import Link
+from stages.sidecar import Words
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HERE = Path(__file__).parent
+CHUNK = 1 << 20  # bytes of a file in one message
+BUILD_S = 6 * 3600  # longest build
+LARGEST = 8 << 30  # bytes of one file of an engine
+SLOWEST_MS = 3.6e6  # of one run
+
+Number = Annotated[str, Field(pattern=r"^\d{1,3}\.\d{1,3}$")]
+
+
+class Plain(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Gpu(Plain):
+    name: Words
+    capability: Number
+    memory_gb: float = Field(ge=0, le=1e5)
+
+
+class Facts(Plain):
+    """What a target says of itself: stages/machine.py's facts, and versions of packages."""
+
+    cpu: Words
+    cores: int = Field(ge=1, le=4096)
+    instructions: Annotated[list[Words], Field(max_length=64)]
+    memory_gb: float = Field(ge=0, le=1e6)
+    platform: Words
+    python: Words
+    gpus: Annotated[list[Gpu], Field(max_length=32)]
+    driver: Number | None
+    packages: Annotated[dict[Words, Words], Field(max_length=64)]
+
+
+class File(Plain):
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: int = Field(ge=0, le=LARGEST)
+
+
+class Ran(Plain):
+    runtime: Words
+    provider: Words
+    precision: Words
+    threads: int | None
+
+
+class Built(Plain):
+    files: Annotated[dict[Annotated[str, Field(pattern=r"^engine\.[a-z0-9_]{1,20}$")], File], Field(min_length=1, max_length=8)]
+    ran: Ran
+
+
+def builder(kind: str) -> Path:
+    """The file that builds this kind of engine on a target. It may not be there: then the kind is not built there."""
+    return HERE / "target_files" / f"build_{kind}.py"
+
+
+def runner(kind: str) -> Path:
+    """The file that opens it there: the same as in a bundle."""
+    return HERE / "bundle_files" / f"runtime_{kind}.py"
+
+
+def facts_of(name: str, target: Target) -> dict[str, Any]:
+    """Asks the target, once per run."""
+    link = Link(name, target)
+    try:
+        return _hello(link)
+    finally:
+        link.end()
+
+
+def environment(there: Asked, row: Engine) -> dict[str, str]:
+    """What changes an engine's result besides its settings, as on this machine."""
+    facts = there.facts
+    runtime = next((found for name in row.installed() if (found := facts["packages"].get(name, "missing")) != "missing"), "missing")
+    return {"runtime": runtime, "cpu": facts["cpu"]} | sidecar.device_facts(facts, "gpu" in row.environment())
+
+
+def described(there: Asked | None) -> dict[str, str]:
+    """A target's facts as they belong to the key of what is measured there."""
+    return {f"target {key}": str(value) for key, value in there.facts.items()} if there else {}
+
+
+def strangers(target: str | None, built: dict[str, str | None]) -> list[tuple[tuple, str]]:
+    """What is wrong with measuring, on `target`, engines that were built there or elsewhere. `built`: stage -> its target."""
+    found = [
+        (("target",), f"{name} is built on target {where} and opened nowhere else: write target: {where}")
+        for name, where in built.items()
+        if where not in (None, target)
+    ]
+    if target is not None and target not in built.values():
+        found.append((("target",), f"nothing that is measured is built on {target}: leave target out"))
+    return found
+
+
+class There:
+    """One process on the target, which holds one engine: called like any session (images to class maps)."""
+
+    def __init__(self, job: Job):
+        there: Asked = job.target
+        self.target, self.facts = there.name, there.facts
+        self.link = Link(there.name, there.target, job.stop_asked)
+        if _hello(self.link) != there.facts:
+            raise Missing(f"target {there.name} is not what it was when the run began (its packages or devices changed): run again")
+
+    def build(self, row: Engine, source: Artifact, out: Path, state: Path) -> dict[str, Any]:
+        """Writes the engine's files, built there, into `out`, and opens it there; returns facts as Engine.build does."""
+        from stages import onnxfile
+
+        settings, file = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx"))
+        program, onnx = builder(row.kind).read_bytes(), fsops.sha256(file)[1]
+        self.send(file, onnx, "model.onnx", onnx)
+        key = _digest([onnx, settings, hashlib.sha256(program).hexdigest(), self.facts])
+        answer, _ = self.link.ask("build", program, within=BUILD_S, onnx=onnx, key=key, settings=settings)
+        made = _checked(Built, answer, self.target)
+        folder = _folder({name: one.sha256 for name, one in made.files.items()})
+        for name, one in made.files.items():
+            self.fetch(folder, name, one, out / name, state)
+        self._open(settings, folder, len(source.facts["classes"]))
+        self.ran = made.ran.model_dump() | {"provider": f"{made.ran.provider} at {self.target}"}
+        return {"ran": self.ran, "foreign": {"target": self.target, "device": sidecar.device_facts(self.facts, "gpu" in row.environment())}}
+
+    def open(self, artifact: Artifact, threads: int | None = None) -> None:
+        """Sends what the target lacks of an engine that was built there before, and opens it."""
+        built, settings = artifact.facts["foreign"]["target"], dict(artifact.facts["engine"])
+        if built != self.target:
+            raise Refused(f"{artifact.name} was built on target {built} and is opened only there, not on {self.target}")
+        settings["threads"] = threads or settings.get("threads")
+        files = {name: one.sha256 for name, one in sidecar.read(artifact.folder).files.items()}
+        for name, sha256 in files.items():
+            self.send(artifact.file(name), _folder(files), name, sha256)
+        self._open(settings, _folder(files), len(artifact.facts["classes"]))
+        self.ran = artifact.facts["ran"] | {"threads": settings["threads"]}
+
+    def _open(self, settings: dict[str, Any], folder: str, classes: int) -> None:
+        self.classes = classes
+        self.link.ask("open", runner(settings["kind"]).read_bytes(), folder=folder, settings=settings)
+
+    def __call__(self, images: "np.ndarray") -> "np.ndarray":
+        import numpy as np
+
+        shape = images.shape[:3]
+        answer, data = self.link.ask("maps", images.tobytes(), due=math.prod(shape), shape=list(images.shape))
+        found = np.frombuffer(data, np.uint8).reshape(shape)
+        if answer != {"shape": list(shape), "dtype": "uint8"} or found.max(initial=0) >= self.classes:
+            what = f"{answer.get('dtype')} {answer.get('shape')} up to {found.max(initial=0)}"[:120]
+            raise BadData(f"target {self.target} gives {what}, not uint8 {list(shape)} below {self.classes}: build it again")
+        return found
+
+    # -- files, each from where it stopped last time
+
+    def send(self, file: Path, folder: str, name: str, sha256: str) -> None:
+        size, sent = file.stat().st_size, 0
+        asked = {"folder": folder, "name": name, "sha256": sha256, "size": size}
+        have = self._have(self.link.ask("put", at=0, **asked)[0], size)
+        with file.open("rb") as content:
+            while have < size:
+                content.seek(have)
+                piece = content.read(CHUNK)
+                sent += len(piece)
+                if sent > 3 * size + CHUNK:  # what was there before was of another file: once more, and not forever
+                    raise Refused(f"target {self.target} never has the whole of {name}: look at its disk")
+                have = self._have(self.link.ask("put", piece, at=have, **asked)[0], size)
+
+    def _have(self, answer: dict[str, Any], size: int) -> int:
+        have = answer.get("have")
+        if type(have) is not int or not 0 <= have <= size:
+            raise Refused(f"target {self.target} says it holds {str(have)[:40]} of {size} bytes: it does not speak as it should")
+        return have
+
+    def fetch(self, folder: str, name: str, expected: File, file: Path, state: Path) -> None:
+        part = state / f"{expected.sha256}.part"
+        have = part.stat().st_size if part.exists() else 0
+        if have > expected.bytes:
+            part.unlink()
+            have = 0
+        with part.open("ab") as into:
+            while have < expected.bytes:
+                size = min(CHUNK, expected.bytes - have)
+                _, piece = self.link.ask("get", due=size, folder=folder, name=name, at=have, size=size)
+                into.write(piece)
+                have += len(piece)
+        if fsops.sha256(part)[1] != expected.sha256:
+            part.unlink()
+            raise Refused(f"target {self.target} sent something else than the {name} it built (its sha256 differs): run again")
+        part.rename(file)
+
+
+class Timer(There):
+    """A session whose runs are timed there, asked as stages/measure/latency.py's Child is."""
+
+    def __init__(self, artifact: Artifact, job: Job, images: "list[np.ndarray]", size: Any, warmup_ms: int, threads: int | None):
+        super().__init__(job)
+        self.name, self.modules = artifact.name, []  # of this process: none
+        self.open(artifact, threads)
+        self.ran = self.ran | {"threads": self.ran["threads"] or self.facts["cores"]}
+        content = b"".join(image.tobytes() for image in images)
+        self.link.ask("prepare", content, shapes=[list(image.shape) for image in images], size=size and list(size), warmup_ms=warmup_ms)
+
+    def timed(self, runs: int) -> dict[str, list[float]]:
+        found, _ = self.link.ask("time", runs=runs)
+        for boundary in ("image_ms", "engine_ms"):
+            values = found.get(boundary)
+            if not isinstance(values, list) or len(values) != runs or not all(type(v) is float and 0 < v < SLOWEST_MS for v in values):
+                raise Refused(f"target {self.target} gives no {runs} times in {boundary}: it does not speak as it should")
+        return {boundary: found[boundary] for boundary in ("image_ms", "engine_ms")}
+
+    def end(self) -> None:
+        self.link.end()
+
+
+def session(artifact: Artifact, job: Job) -> Any:
+    """Any predictor as a session: an engine that was built on the stage's target runs there."""
+    from stages.measure.predict import open_session
+
+    if "foreign" not in artifact.facts or job.target is None:
+        return open_session(artifact)
+    there = There(job)
+    there.open(artifact)
+    return there
+
+
+def _hello(link: Link) -> dict[str, Any]:
+    packages = sorted({name for row in ENGINES.rows().values() for name in row.installed()} | {"numpy"})
+    answer, _ = link.ask("hello", workdir=link.target.workdir, packages=packages)
+    facts = _checked(Facts, answer, link.name).model_dump()
+    if set(facts["packages"]) != set(packages) or not set(facts["instructions"]) <= set(machine.INSTRUCTIONS):
+        raise Refused(f"target {link.name} speaks of packages or instructions it was not asked for: it does not speak as it should")
+    return facts
+
+
+def _checked(model: type[BaseModel], answer: dict[str, Any], name: str) -> Any:
+    try:
+        return model.model_validate(answer)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(c for c in ".".join(str(part)[:40] for part in first["loc"]) if c.isprintable())
+        raise Refused(f"target {name} does not speak as it should: {where}: {first['msg'][:120]}") from None
+
+
+def _folder(files: dict[str, str]) -> str:
+    """Where an engine of these files (name -> sha256) lies in the work folder."""
+    return _digest(files)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,15 @@
+"""Builds for OpenVINO on a target: its own file of the network, weights as exported."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+
+def build(onnx: Path, out: Path, settings: dict) -> dict:
+    """Writes engine.* into `out`; returns what ran, as stages/engines/openvino.py says it."""
+    sys.modules.setdefault("openvino_telemetry", None)  # through it, importing openvino would call a server of its makers
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(onnx), out / "engine.xml", compress_to_fp16=False)
+    version = f"openvino {metadata.version('openvino')}"
+    return {"runtime": version, "provider": "CPU", "precision": settings["precision"], "threads": settings["threads"]}

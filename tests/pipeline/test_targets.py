@@ -110,6 +110,7 @@ def test_a_run_without_the_file_says_where_hosts_belong(tmp_path):
 class Network(Stage):
     kind: Literal["network"]
     makes: ClassVar[str] = "OnnxModel"
+    target: str | None = None
 
 
 def optimize(**fields):
@@ -122,9 +123,11 @@ def asked(**facts):
 
 def test_a_plan_asks_nobody_and_says_so(tmp_path):
     store = Store(tmp_path / "store").prepare()
-    stages = {"onnx": Network(kind="network"), "engine": optimize(target="device")}
-    step = plan.make(stages, store)[1]
-    assert step.key is None and step.why == ("target device is asked for its facts when it runs", "waits for onnx")
+    stages = {"onnx": Network(kind="network", target="device"), "engine": optimize(target="device")}
+    onnx, engine = plan.make(stages, store)
+    assert onnx.key is None and onnx.why == ("target device is asked for its facts when it runs",)
+    assert engine.why == ("target device is asked for its facts when it runs", "waits for onnx")
+    assert plan.make({"onnx": stages["onnx"].at(asked())}, store)[0].key is not None
 
 
 def test_what_a_target_is_belongs_to_the_key_and_where_it_is_does_not(tmp_path):

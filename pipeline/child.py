@@ -41,8 +41,9 @@ class Events:
 class ChildJob:
     """The Job that a stage sees (pipeline/stage.py says what each member means)."""
 
-    def __init__(self, out: Path, state: Path, rehearsing: bool, events: Events, target: Asked | None = None):
-        self.out, self.state, self.rehearsing, self.target = out, state, rehearsing, target
+    def __init__(self, spec: dict[str, Any], events: Events, target: Asked | None = None):
+        self.out, self.state, self.lineage = Path(spec["out"]), Path(spec["state"]), spec["lineage"]
+        self.rehearsing, self.target = spec["rehearsing"], target
         self._events, self._signal, self._asks, self._shown = events, 0, False, 0.0
 
     def say(self, text: str) -> None:
@@ -81,7 +82,7 @@ def main(spec_file: str, events_fd: str, parent: str) -> int:
 
 def _run(spec: dict[str, Any], events: Events) -> Any:
     target = Asked.model_validate(spec["place"]) if spec["place"] else None
-    job = ChildJob(Path(spec["out"]), Path(spec["state"]), spec["rehearsing"], events, target)
+    job = ChildJob(spec, events, target)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, job.on_signal)
     module, _, name = spec["target"].partition(":")

@@ -116,7 +116,7 @@ class Runner:
             self._one(due, steps, run, ended)
 
     def _one(self, step: Step, steps: list[Step], run: str, ended: dict[str, dict[str, Any]]) -> None:
-        made = {s.name: s.artifact for s in steps}
+        made, lineage = {s.name: s.artifact for s in steps}, {s.name: s.inputs for s in steps}
         try:
             for name in (n for names in step.inputs.values() for n in names):
                 self.store.verify(made[name].id)
@@ -132,7 +132,7 @@ class Runner:
         try:
             with locks.alone(self.store.alone(step.key), run, self._waiting if self.wait else None):
                 artifact = self.store.find(step.key)  # somebody else may have made it while this run waited
-                id = artifact.id if artifact else self._make(step, made, run)
+                id = artifact.id if artifact else self._make(step, made, lineage, run)
         except (Stillhouse, OSError) as problem:
             problem = room.explained(problem, self.store.root) if isinstance(problem, OSError) else problem
             state = "stopped" if isinstance(problem, Stopped) else "failed"
@@ -141,14 +141,14 @@ class Runner:
             raise problem from None
         self._end(run, ended, step, "kept" if artifact else "made", id, time.monotonic() - began)
 
-    def _make(self, step: Step, made: dict[str, Any], run: str) -> str:
+    def _make(self, step: Step, made: dict[str, Any], lineage: dict[str, Any], run: str) -> str:
         """Only with the lock of its key: what a killed run left in its place can go."""
         self.store.clear_workplaces(step.key)
         room.require_space(self.store.root, self._size_last_time(step.name))
         began = time.monotonic()
         with self.store.workplace(step.key) as folder:
             log = self.store.root / "refs/runs" / run / f"{step.name}.log"
-            result = self._spawn(step, made, folder, self.store.state(step.key), log)
+            result = self._spawn(step, made, lineage, folder, self.store.state(step.key), log)
             beside = {**result["beside"], "seconds": round(time.monotonic() - began, 3), "run": run}
             secrets.require_none(folder, self._secrets, facts=result["facts"], beside=beside)
             image = secrets.redacted(step.image, self._secrets)
@@ -156,7 +156,7 @@ class Runner:
         self.store.forget_state(step.key)
         return id
 
-    def _spawn(self, step: Step, made: dict[str, Any], out: Path, state: Path, log: Path) -> dict[str, Any]:
+    def _spawn(self, step: Step, made: dict[str, Any], lineage: dict[str, Any], out: Path, state: Path, log: Path) -> dict[str, Any]:
         """One child process for one stage; returns what it made or raises what it raised."""
         inputs = {
             f: made[names[0]] if isinstance(getattr(step.stage, f), str) else [made[n] for n in names] for f, names in step.inputs.items()
@@ -167,6 +167,7 @@ class Runner:
             "inputs": {f: [_described(a) for a in v] if isinstance(v, list) else _described(v) for f, v in inputs.items()},
             "out": str(out),
             "state": str(state),
+            "lineage": lineage,
             "rehearsing": self.rehearsing,
         }
         spec_file = log.with_suffix(".json")

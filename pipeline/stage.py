@@ -48,6 +48,7 @@ class Job(Protocol):
 
     out: Path  # an empty folder; every file in it becomes part of the artifact (flat: no folders inside)
     state: Path  # a folder that survives interruption and is deleted once the artifact is published
+    lineage: dict[str, dict[str, list[str]]]  # every stage of the recipe -> its fields that name stages; ids of inputs stand for it in keys
     rehearsing: bool  # untrained weights and four images: measure little, judge nothing
 
     def say(self, text: str) -> None:

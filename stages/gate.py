@@ -15,9 +15,9 @@ from pipeline.stage import Job, Made, Stage, Takes
 
 PERCENTILES = ("p50", "p90", "p99")
 TIMES = {f"{p}_ms": ("image_ms", p) for p in PERCENTILES} | {f"engine_{p}_ms": ("engine_ms", p) for p in PERCENTILES}
-METRICS = ("miou", "agreement", "size_mb", *TIMES)
-UNITS = {"miou": "points", "iou": "points", "size_mb": "MB", "agreement": ""}  # of times: ms
-DIGITS = {"miou": ".2f", "iou": ".2f", "agreement": ".6f"}  # in sentences; the verdict holds the whole number
+METRICS = ("miou", "boundary_f", "agreement", "size_mb", *TIMES)
+UNITS = {"miou": "points", "boundary_f": "points", "iou": "points", "size_mb": "MB", "agreement": ""}  # of times: ms
+DIGITS = {"miou": ".2f", "boundary_f": ".2f", "iou": ".2f", "agreement": ".6f"}  # in sentences; the verdict holds the whole number
 LIMITS = ("at_least", "at_most", "at_least_ratio", "at_most_ratio")
 
 

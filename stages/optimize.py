@@ -13,6 +13,7 @@ from stages.engines import TABLE as ENGINES
 from stages.quantize import SUITS, Quantize
 
 FIELDS = {"OnnxModel": "onnx", "Checkpoint": "checkpoint"}  # what an engine takes -> the field that names it
+OF_ONNX = ("opset", "exporter", "batch", "parameters", "source", "precision", "quantized")  # facts an engine keeps of its ONNX file
 TIMING = "engine.timing"  # lies where the engine is built: what an earlier build measured before, what both measured after
 PROBE = (256, 512)  # size of the images an engine of a checkpoint without a size is looked at with
 
@@ -77,7 +78,7 @@ class Optimize(Stage):
         facts = {"engine": self.engine.model_dump(mode="json"), "size": source.facts["size"]} | built
         facts |= {key: source.facts[key] for key in ("classes", "colours")}
         if source.kind == "OnnxModel":
-            facts["onnx"] = {key: source.facts.get(key) for key in ("opset", "exporter", "batch", "parameters", "source")}
+            facts["onnx"] = {key: source.facts.get(key) for key in OF_ONNX}
         environment = elsewhere.environment(job.target, self.engine) if there else self.environment()
         sidecar.write(job.out, source, facts, environment, self.engine.needs())
         if not facts.get("opened", True):

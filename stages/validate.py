@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,7 +33,7 @@ class Latency(BaseModel):
 class Validate(Stage):
     kind: Literal["validate"]
     makes: ClassVar[str] = "Measurement"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reproducible: ClassVar[bool] = False  # time is measured
 
     data: Dataset
@@ -74,6 +75,8 @@ class Validate(Stage):
         return self.model_copy(update={"latency": brief, "pictures": min(2, self.pictures)})
 
     def run(self, inputs: dict[str, Any], job: Job) -> Made:
+        from stages.measure import waterfall
+        from stages.measure.accuracy import accuracy
         from stages.measure.predict import require_same_table
         from stages.samples import open_samples
 
@@ -83,93 +86,35 @@ class Validate(Stage):
         samples = open_samples(data, self.split)
         if not len(samples):
             raise BadData(f"split {self.split} of {data.name} is empty: there is nothing to measure on")
-        models, pictures = accuracy(reference, candidates, samples, self.pictures, job)
+        lined_up = waterfall.models(reference, candidates, job.lineage)
+        models, hops, equal, maps = accuracy(lined_up, reference.name, samples, job)
+        models = {artifact.name: models[artifact.name] for artifact in (reference, *candidates)}
+        decides = candidates[-1].name if candidates else reference.name
+        pictures = write_pictures(equal[[m.name for m in lined_up].index(decides)], models, samples, maps, self.pictures, job.out)
         for name, latency in latencies(inputs["latency_of"], samples, data, self.latency, job).items():
             models[name]["latency"] = latency
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
         measurement |= {"reference": reference.name, "models": models, "pictures": pictures, "machine": machine.facts()}
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
+        measurement["waterfall"] = hops
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         miou = {name: round(model["miou"], 3) for name, model in models.items()}
         job.say("mIoU " + ", ".join(f"{name} {value:.2f}" for name, value in miou.items()))
+        if hops["hops"] and not job.rehearsing:
+            job.say(hops["text"])
         p50 = {name: model["latency"]["image_ms"]["p50"] for name, model in models.items() if model["latency"]}
-        facts = {"split": self.split, "images": len(samples), "miou": miou, "p50_ms": p50}
+        facts = {"split": self.split, "images": len(samples), "miou": miou, "p50_ms": p50, "loses": hops["loses"]}
         return Made(facts, {"seconds": round(time.monotonic() - begun, 1)})
 
 
-def accuracy(reference: Artifact, candidates: list[Artifact], samples, pictures: int, job: Job) -> tuple[dict[str, dict], list[dict]]:
-    """Counts, agreement and pictures of every model -> the entries of measurement.json: models by name, pictures."""
-    import numpy as np
-
-    # The last candidate comes right after the reference: where these two differ decides which pictures are kept.
-    order = [reference, *candidates[-1:], *candidates[:-1]]
-    decides = min(1, len(order) - 1)
-    maps, models, kept = job.state / "reference_maps", {}, []
-    maps.mkdir(exist_ok=True)
-    for k, artifact in enumerate(order):
-        session = elsewhere.session(artifact, job)
-        counted, equal = over_all_images(session, artifact, samples, maps, job, (k, len(order)))
-        np.save(job.out / f"counts_{artifact.name}.npy", counted)
-        models[artifact.name] = entry(artifact, session, counted, equal, "candidate" if k else "reference")
-        if k == decides:
-            kept = [{"name": samples.name(i), "index": i, "agreement": share(equal[i])} for i in chosen(equal, pictures)]
-        for j, picture in enumerate(kept):
-            write_map(session(batch(samples, picture["index"]))[0], samples.colours, job.out / f"map_{artifact.name}_{j}.png")
-    for j, picture in enumerate(kept):
-        i = picture["index"]
-        write_picture(*samples[i], samples.colours, job.out, j)
-        write_map(np.load(maps / f"{i}.npy"), samples.colours, job.out / f"map_{reference.name}_{j}.png")
-    return {artifact.name: models[artifact.name] for artifact in (reference, *candidates)}, kept
-
-
-def over_all_images(session, artifact: Artifact, samples, maps, job: Job, place: tuple[int, int]) -> "tuple[np.ndarray, np.ndarray]":
-    """int64 (N, C, 3) tp, fp, fn and int64 (N, 2) pixels equal to the reference's, all pixels.
-
-    The first model of `place` (its number, how many there are) is the reference: its class maps are written to `maps` for the others.
-    """
-    import numpy as np
-
-    from stages.measure.miou import counts
-
-    counted = np.zeros((len(samples), len(samples.classes), 3), np.int64)
-    equal = np.zeros((len(samples), 2), np.int64)
-    for i in range(len(samples)):
-        if signal := job.stop_asked():
-            raise Stopped(f"stopped while measuring {artifact.name}; the measurement starts again next time", signal)
-        found = session(batch(samples, i))[0]
-        if place[0] == 0:
-            np.save(maps / f"{i}.npy", found)
-        counted[i] = counts(found, samples[i][1], len(samples.classes))
-        equal[i] = np.count_nonzero(found == np.load(maps / f"{i}.npy")), found.size
-        job.progress(place[0] * len(samples) + i + 1, place[1] * len(samples))
-    return counted, equal
-
-
-def batch(samples, i: int) -> "np.ndarray":
-    return samples[i][0][None].copy()  # (1, H, W, 3); samples may be views of a read-only file
-
-
-def entry(artifact: Artifact, session, counted: "np.ndarray", equal: "np.ndarray", role: str) -> dict[str, Any]:
-    from stages.measure.miou import miou
-    from stages.measure.predict import parameter_count, weight_bytes
-
-    mean, iou = miou(counted.sum(axis=0))
-    return {
-        "artifact": artifact.kind,
-        "role": role,
-        "ran": session.ran,
-        "miou": mean,
-        "iou": iou,
-        "agreement": share(equal.sum(axis=0)),
-        "size_mb": weight_bytes(artifact) / 1e6,
-        "parameters": parameter_count(artifact, session),
-        "latency": None,
-    }
-
-
-def share(equal: "np.ndarray") -> float:
-    """(pixels equal, pixels) -> a fraction."""
-    return float(equal[0] / equal[1])
+def write_pictures(equal: "np.ndarray", models: dict[str, dict], samples, maps, pictures: int, out: Path) -> list[dict]:
+    """The images worth showing, their labels and every model's maps. equal: (N, 2) of the model that decides which they are."""
+    kept = [{"name": samples.name(i), "index": i, "agreement": float(equal[i][0] / equal[i][1])} for i in chosen(equal, pictures)]
+    for k, picture in enumerate(kept):
+        write_picture(*samples[picture["index"]], samples.colours, out, k)
+        for name in models:
+            write_map(maps.get(name, picture["index"]), samples.colours, out / f"map_{name}_{k}.png")
+    return kept
 
 
 def chosen(equal: "np.ndarray", pictures: int) -> list[int]:

@@ -31,6 +31,14 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
     return (row.model_copy(update={"threads": threads}) if threads else row).open(artifact.folder, artifact.facts)
 
 
+def open_rewritten(checkpoint: Artifact) -> Session:
+    """The network as it is exported, before anything is exported: run by PyTorch as the checkpoint itself is."""
+    from stages.engines.pytorch import session_of
+    from stages.models import open_model, row_of
+
+    return session_of(row_of(checkpoint).folded(open_model(checkpoint)), device="cuda" if machine.has_device() else "cpu")
+
+
 def fitted(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """uint8 (h, w, 3) -> uint8 (H, W, 3) at the network's size (H, W), as the data stage brings images to it."""
     from stages.sources._images import resize_image

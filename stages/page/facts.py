@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.artifact import Artifact
 
+from . import measured as of_measurement
 from . import roles, verdict
 from .words import clean, name, number, plain, settings
 
@@ -27,6 +28,7 @@ def collect(run: dict, artifacts: dict[str, Artifact]) -> dict:
         "verdict": verdict.verdict(run, stages, rules, table, cast),
         "headline": verdict.headline(table, cast),
         "measured": _about(measured, measurement, artifacts),
+        "waterfall": of_measurement.waterfall(measurement),
         "lead": {role: name(stage) for role, stage in cast.lead.items()},
         "table": table,
         "classes": classes,

@@ -27,6 +27,7 @@ p.sub{margin:8px 0 0}
 margin:16px 0 12px;
 font-size:19px;line-height:1.4;font-weight:550;max-width:none;overflow-wrap:anywhere}
 .verdict.is-passed{border-left-color:var(--good)}.verdict.is-failed,.verdict.is-unfinished{border-left-color:var(--bad)}
+.verdict.is-undecided{border-left-color:var(--warn)}
 .badge{display:block;background:var(--warnbg);color:var(--warn);border-radius:6px;padding:7px 12px;margin:0 0 10px;font-size:14px;
 font-weight:550;max-width:none}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin-top:14px}
@@ -87,7 +88,8 @@ figure{margin:0;min-width:0}
 figure img{display:block;width:100%;height:auto;border-radius:4px;background:var(--track)}
 figure img.map{image-rendering:pixelated}
 figcaption{font-size:12.5px;line-height:1.35;color:var(--soft);margin-top:3px}
-.mark-word{white-space:nowrap;font-weight:600}.yes{color:var(--good)}.no{color:var(--bad)}
+.mark-word{white-space:nowrap;font-weight:600}.yes{color:var(--good)}.no{color:var(--bad)}.unsure{color:var(--warn)}
+.hop{min-width:70px;height:9px;margin-top:6px}.bar-loses{fill:var(--bad)}.bar-hop{fill:var(--engine)}.hops{min-width:760px}
 .graphbox{padding:14px}
 .graph{display:block}
 .arrow{fill:none;stroke:var(--soft);stroke-width:1.2;opacity:.75}

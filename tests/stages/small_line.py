@@ -20,7 +20,7 @@ class Job:
         self.out, self.state = folder / "out", folder / "state"
         for path in (self.out, self.state):
             path.mkdir(parents=True)
-        self.rehearsing, self.said, self.stop, self.target = False, [], 0, None
+        self.rehearsing, self.said, self.stop, self.target, self.lineage = False, [], 0, None, {}
 
     def say(self, text):
         self.said.append(text)
@@ -32,9 +32,10 @@ class Job:
         return self.stop
 
 
-def made(stage, name: str, inputs: dict, folder: Path) -> Artifact:
-    """Runs a stage and hands back its artifact; facts go through JSON as they would through a manifest."""
+def made(stage, name: str, inputs: dict, folder: Path, **lent) -> Artifact:
+    """Runs a stage and hands back its artifact; facts go through JSON as they would through a manifest. `lent`: members of the job."""
     job = Job(folder / name)
+    vars(job).update(lent)
     result = stage.run(inputs, job)
     shutil.rmtree(job.state)
     facts = json.loads(json.dumps(result.facts))

@@ -145,6 +145,29 @@ def fake_measurement(classes, colours, pictures):
         "models": models,
         "pictures": shots,
         "machine": {"cpu": "Xeon", "cores": 2},
+        "waterfall": fake_waterfall(classes),
+    }
+
+
+def fake_waterfall(classes):
+    """The ONNX file loses 12 points; what was made from it loses nothing more."""
+    first = {"name": "student", "from": None, "first": None, "precision": "f32", "miou": 71.4, "boundary_f": 55.0}
+    hop = {"first": "student", "precision": "f32", "standard_error": 0.4, "agreement_first": 0.8, "boundary_change": 0.0, "state": "keeps"}
+    hop |= {"change": 0.0, "agreement": 1.0, "classes": [0.0] * len(classes), "worst": {"change": 0.0, "class": classes[0]}}
+    text = "onnx loses 12.3 points of mIoU (asked at most 0.05) against student rewritten: that is where to look"
+    broken = {"state": "loses", "change": -12.34, "agreement": 0.8, "boundary_f": 41.0, "boundary_change": -14.0, "text": text}
+    return {
+        "hops": [
+            first,
+            first | hop | {"name": "student rewritten", "from": "student", "agreement_first": 1.0},
+            first
+            | hop
+            | broken
+            | {"name": "onnx", "from": "student rewritten", "miou": 59.1, "worst": {"change": -31.0, "class": classes[-1]}},
+            first | hop | {"name": "engine", "from": "onnx", "precision": "bf16", "miou": 59.1, "boundary_f": 41.0, "state": "unclear"},
+        ],
+        "loses": ["onnx"],
+        "text": text,
     }
 
 
@@ -316,9 +339,19 @@ def test_the_table_shows_the_measurement(finished):
         assert latency == ["–" if v is None else f"{v:.1f}" for v in wanted]
 
 
+def test_the_hop_that_loses_is_marked(finished):
+    _, facts, seen = finished
+    assert facts["waterfall"]["loses"] == ["onnx"] and facts["waterfall"]["text"] + "." in seen.texts
+    rows = [[cell.strip("|") for cell in row] for row in seen.tables[1]]
+    assert rows[1] == ["student |as trained", "71.4", "", "–", "–", "–", "55.0", "–", "–"]
+    assert rows[3][0] == "onnx |✗ loses|from student rewritten, f32"
+    assert rows[3][1:] == ["59.1", "", "−12.3 ± 0.7", "80.00 %", "80.00 %", "41.0", "−14.0", "pedestrian −31.0"]
+    assert rows[4][0] == "engine |? unclear|from onnx, bf16" and [row[0].count("loses") for row in rows[1:]] == [0, 0, 1, 0]
+
+
 def test_every_iou_is_on_the_page_as_a_figure_and_as_a_bar(finished):
     _, _, seen = finished
-    per_class = seen.tables[1]
+    per_class = seen.tables[2]
     assert [line[0].strip("|") for line in per_class[1:]] == CLASSES
     models = fake_measurement(CLASSES, COLOURS, 2)["models"]
     for i, line in enumerate(per_class[1:]):
@@ -334,7 +367,7 @@ def test_a_class_without_pixels_has_no_figure(tmp_path):
         model["iou"][3] = None
     artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
     html, facts = render(run, artifacts)
-    assert [c.strip("|") for c in Seen(html).tables[1][4][:5]] == ["sidewalk", "–", "–", "–", "–"]
+    assert [c.strip("|") for c in Seen(html).tables[2][4][:5]] == ["sidewalk", "–", "–", "–", "–"]
     assert facts["table"][0]["iou"][3] is None
 
 
@@ -452,7 +485,7 @@ def test_a_broken_rule_is_the_first_line(tmp_path):
     artifacts["gate"].file("verdict.json").write_text(json.dumps(verdict))
     html, facts = render(run, artifacts)
     assert facts["verdict"] == {"state": "failed", "sentence": f"Failed: {verdict['rules'][1]['text']}"}
-    assert [c[0].strip("|") for c in Seen(html).tables[2][1:]] == ["✓ pass", "✗ fail"]
+    assert [c[0].strip("|") for c in Seen(html).tables[3][1:]] == ["✓ pass", "✗ fail"]
 
 
 UNREADABLE = ["", "[]", "{}", '{"passed": true}', '{"passed": false, "rules": []}', '{"passed": 1, "rules": [{}]}', "[" * 5000]
@@ -622,6 +655,8 @@ def hostile(folder, payload, stage_name):
     measurement = artifacts["measured"].json("measurement.json")
     measurement |= {"split": payload, "machine": {payload: payload}, "reference": payload}
     measurement["pictures"][0]["name"] = payload
+    measurement["waterfall"]["text"] = payload
+    measurement["waterfall"]["hops"][2] |= dict.fromkeys(("name", "from", "precision", "state"), payload) | {"worst": {"class": payload}}
     measurement["models"]["engine"]["ran"] = {payload: payload}
     measurement["models"][payload] = measurement["models"]["engine"]
     artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
@@ -656,7 +691,7 @@ def test_hostile_texts_stay_texts(tmp_path, stage_name, before):
         seen = assert_harmless(html)
         assert json.loads("".join(seen.data)) == facts
         assert len(facts["classes"][0]["name"]) <= 64 and facts["classes"][0]["name"].isprintable()
-        assert seen.tables[1][1][0].strip("|") == facts["classes"][0]["name"]
+        assert seen.tables[2][1][0].strip("|") == facts["classes"][0]["name"]
         assert "\x1b" not in html and "\u202e" not in html and "\x00" not in html
 
 

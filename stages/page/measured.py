@@ -1,0 +1,51 @@
+"""What a measurement tells besides the figures of each network, as clean JSON: the hops between them, and how quiet the machine was."""
+
+from typing import Any
+
+from .words import clean, name, number
+
+STATES = ("loses", "keeps", "unclear")
+
+
+def waterfall(measurement: dict) -> dict | None:
+    """{"hops", "loses", "text"}; None where a measurement has none, or nothing in it can be read."""
+    told = _mapping(measurement.get("waterfall"))
+    hops = [_hop(one) for one in told.get("hops") or [] if isinstance(one, dict)] if isinstance(told.get("hops"), list) else []
+    if not hops:
+        return None
+    losing = [one["name"] for one in hops if one["state"] == "loses"]
+    return {"hops": hops, "loses": losing, "text": clean(told.get("text", ""), 1000)}
+
+
+def conditions(measurement: dict) -> dict | None:
+    """{"valid", "reasons"} of the times; None where none were measured."""
+    told = _mapping(measurement.get("conditions"))
+    if not told:
+        return None
+    reasons = told.get("reasons") if isinstance(told.get("reasons"), list) else []
+    return {"valid": told.get("valid") is True, "reasons": [clean(reason, 200) for reason in reasons[:8]]}
+
+
+def kept(model: dict) -> dict | None:
+    """{"kept": True | False | None, "why"} of an INT8 engine."""
+    told = _mapping(model.get("kept"))
+    if not told:
+        return None
+    return {"kept": told.get("kept") if isinstance(told.get("kept"), bool) else None, "why": clean(told.get("why", ""), 400)}
+
+
+def _hop(one: dict) -> dict:
+    made = one.get("from") is not None
+    worst = _mapping(one.get("worst"))
+    figures = ("miou", "boundary_f", "change", "standard_error", "agreement", "agreement_first", "boundary_change")
+    return {
+        "name": name(one.get("name", "")),
+        "from": name(one["from"]) if made else None,
+        "precision": name(one.get("precision", "")),
+        "state": one.get("state") if one.get("state") in STATES else None,
+        "worst": {"class": name(worst.get("class", "")), "change": number(worst.get("change"))} if worst else None,
+    } | {key: number(one.get(key)) for key in figures}
+
+
+def _mapping(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}

@@ -121,7 +121,7 @@ def ls(asked: argparse.Namespace, parts: Parts) -> None:
         if not entries:
             continue
         end = entries[-1] if entries[-1]["event"] == "end" else None
-        code = "unfinished" if end is None else {0: "passed", 3: "gate failed"}.get(end["code"], f"exit {end['code']}")
+        code = "unfinished" if end is None else {0: "passed", 3: "gate failed", 4: "undecided"}.get(end["code"], f"exit {end['code']}")
         profile = f"  [{entries[0]['profile']}]" if entries[0].get("profile") else ""
         print(f"{name:<28} {entries[0]['at']}  {code}{profile}")
 
@@ -232,7 +232,7 @@ def _judge(outcome: Any, suffix: str) -> int:
 
     for step in outcome.steps:
         if step.artifact and step.artifact.kind == "Verdict":
-            tell(f"{step.name}{suffix}: " + ("passed" if step.artifact.facts["passed"] else "FAILED"))
+            tell(f"{step.name}{suffix}: " + {True: "passed", False: "FAILED", None: "undecided"}[step.artifact.facts["passed"]])
     return verdict(outcome.steps)
 
 

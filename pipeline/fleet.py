@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import finding, limits
-from .errors import BadRecipe, GateFailed, Stopped
+from .errors import JUDGED, BadRecipe, GateFailed, Stopped, Undecided
 from .store import Store
 
 LOOK = 0.2  # seconds between two looks at the processes
@@ -38,7 +38,7 @@ def sweep(asked: argparse.Namespace, parts: Any) -> int:
         done = fleet.run()
     finally:  # stopped, too: the table then tells what there is so far
         print(_table(chosen, fleet.ended, Store(asked.store), parts, folder))
-    failed = [variant.name for variant in chosen.variants if done[variant.name] not in (0, GateFailed.code)]
+    failed = [variant.name for variant in chosen.variants if done[variant.name] not in JUDGED]
     if not failed:
         return 0
     print(f"{len(failed)} of {len(chosen.variants)} runs did not end well, the first is {failed[0]}: see its log", file=sys.stderr)
@@ -88,7 +88,7 @@ class Fleet:
                 process.join()
                 del self.working[name]
                 self.ended[name] = code = process.exitcode
-                how = {0: "done", GateFailed.code: "done, gate failed"}.get(code, f"exit {code}")
+                how = {0: "done", GateFailed.code: "done, gate failed", Undecided.code: "done, gate undecided"}.get(code, f"exit {code}")
                 print(f"  [{len(self.ended)}/{len(self.variants)}] {name}: {how}, {time.monotonic() - began:.0f} s", flush=True)
 
     def _on_signal(self, number: int, frame: Any) -> None:

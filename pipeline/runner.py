@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import fsops, limits, locks, room, secrets
-from .errors import BY_NAME, BadStore, GateFailed, Missing, Stillhouse, Stopped
+from .errors import BY_NAME, JUDGED, BadStore, GateFailed, Missing, Stillhouse, Stopped, Undecided
 from .plan import Step, last_keys, make
 from .recipe import Recipe
 from .show import Show
@@ -289,13 +289,13 @@ class Runner:
         keys = {e["stage"]: e["key"] for e in entries if e["event"] == "stage"}
         begin, end = entries[0], entries[-1]
         same = keys == {s.name: s.key for s in steps} and begin.get("profile") == recipe.profile
-        return runs[-1] if same and end["event"] == "end" and end["code"] in (0, GateFailed.code) else None
+        return runs[-1] if same and end["event"] == "end" and end["code"] in JUDGED else None
 
 
 def verdict(steps: list[Step]) -> int:
-    """The exit code of a run in which every stage ended: 0, or GateFailed's when an artifact says that it did not pass."""
+    """The exit code of a run in which every stage ended: 0, GateFailed's when a verdict is against it, Undecided's when one is open."""
     passed = [s.artifact.facts["passed"] for s in steps if s.artifact and s.artifact.kind == "Verdict"]
-    return 0 if all(passed) else GateFailed.code
+    return GateFailed.code if False in passed else Undecided.code if None in passed else 0
 
 
 def _described(artifact: Any) -> dict[str, Any]:

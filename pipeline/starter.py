@@ -174,7 +174,7 @@ def _measured(a: dict[str, Any]) -> list[tuple[str, str]]:
         ("    reference: student", "what the others are compared with"),
         ("    candidates: [teacher, baseline, onnx, engine]", "measured beside it"),
         ("    latency_of: [teacher, student, engine]", "those whose time is measured"),
-        ("  gate:", "the rules; if one is broken, the run ends with exit code 3"),
+        ("  gate:", "the rules; if one is broken, the run ends with exit code 3, if none is and one cannot be told, 4"),
         ("    kind: gate", "judges by the figures"),
         ("    measured: measured", "the stage that has them"),
         ("    rules:", "all of them must hold; a limit on time would be {metric: p50_ms, of: engine, at_most: 50}"),

@@ -22,6 +22,8 @@ ARGMAX = Path(__file__).parent.parent / "kernels/upsample_argmax/argmax.c"
 LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine must reproduce; CPUs round bfloat16 differently
 STRICT_AGREEMENT = 0.999
 SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that one runtime file opens
+WORDS = {True: "passed", False: "FAILED", None: "UNDECIDED"}
+MARKS = {True: "", False: ", and marked as failed: the gate's rules do not hold", None: ", and marked as failed: the gate is undecided"}
 CHECK_S = 600  # longest run of the packed runner
 NATIVE_LINES = (
     "The engine itself gives logits, float32 (1, classes, h, w), smaller than the picture. argmax.c makes the class map of them; run.py",
@@ -71,13 +73,14 @@ class Bundle(Stage):
         name = write_sample(inputs["data"], self.split, engine, out)
         figures = {"measured": measurement["models"].get(engine.name), "machine": measurement["machine"], "split": measurement["split"]}
         (out / "README.txt").write_text(readme(engine, figures, verdict, measurement["images"]), encoding="utf-8")
-        facts = {"engine": settings, "passed": verdict["passed"], "least_agreement": least_agreement(settings)}
+        passed = verdict["passed"] is True  # an undecided gate has not passed
+        facts = {"engine": settings, "passed": passed, "least_agreement": least_agreement(settings)}
         if settings.get("argmax") == "native":
             facts["tail"] = engine.facts["tail"]
         write_json(out / "bundle.json", {**facts, "sample": name, "verdict": verdict, "files": digests(out)})
         job.say(tried(out))
-        job.say("packed" if verdict["passed"] else "packed, and marked as failed: the gate's rules do not hold")
-        return Made({"engine": settings, "passed": verdict["passed"]})
+        job.say(f"packed{MARKS[verdict['passed']]}")
+        return Made({"engine": settings, "passed": passed})
 
 
 def require_one_table(inputs: dict[str, Artifact]) -> None:
@@ -172,8 +175,8 @@ def readme(engine: Artifact, figures: dict[str, Any], verdict: dict[str, Any], i
         "WHAT WAS MEASURED",
         *measured_lines(figures, images),
         "",
-        f"VERDICT: {'passed' if verdict['passed'] else 'FAILED - do not ship this'}",
-        *(f"  {'passed' if rule['passed'] else 'FAILED'}: {rule['text']}" for rule in verdict["rules"]),
+        f"VERDICT: {WORDS[verdict['passed']]}{'' if verdict['passed'] else ' - do not ship this'}",
+        *(f"  {WORDS[rule['passed']]}: {rule['text']}" for rule in verdict["rules"]),
     ]
     return "\n".join(lines) + "\n"
 

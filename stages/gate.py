@@ -1,7 +1,8 @@
 """Holds measured figures against the rules of the recipe, and writes a verdict with the numbers in it.
 
-A rule speaks of one figure of one model, alone or against the same figure of another. What was not measured is a failed rule.
-The verdict never raises: the line goes on to the bundle, marked failed, and the command ends with exit code 3.
+A rule speaks of one figure of one model, alone or against the same figure of another. What was not measured is a failed rule. A time by
+the clock that was measured on a machine too busy to tell leaves its rule undecided; processor times (cpu_) and all else are judged.
+The verdict never raises: the line goes on to the bundle, marked, and the command ends with exit code 3 (a rule is broken) or 4 (undecided).
 """
 
 import json
@@ -15,9 +16,11 @@ from pipeline.stage import Job, Made, Stage, Takes
 
 PERCENTILES = ("p50", "p90", "p99")
 TIMES = {f"{p}_ms": ("image_ms", p) for p in PERCENTILES} | {f"engine_{p}_ms": ("engine_ms", p) for p in PERCENTILES}
-METRICS = ("miou", "boundary_f", "agreement", "size_mb", *TIMES)
+CPU_TIMES = {"cpu_p50_ms": ("image_cpu_ms", "p50"), "engine_cpu_p50_ms": ("engine_cpu_ms", "p50")}
+METRICS = ("miou", "boundary_f", "agreement", "size_mb", *TIMES, *CPU_TIMES)
 UNITS = {"miou": "points", "boundary_f": "points", "iou": "points", "size_mb": "MB", "agreement": ""}  # of times: ms
 DIGITS = {"miou": ".2f", "boundary_f": ".2f", "iou": ".2f", "agreement": ".6f"}  # in sentences; the verdict holds the whole number
+WORDS = {True: "passed", False: "FAILED", None: "undecided"}
 LIMITS = ("at_least", "at_most", "at_least_ratio", "at_most_ratio")
 
 
@@ -27,7 +30,8 @@ class Rule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     metric: str = Field(
-        description=f"{', '.join(METRICS)}, or iou.CLASS. Times are of one image in memory; engine_ ones of the engine alone."
+        description=f"{', '.join(METRICS)}, or iou.CLASS. Times are of one image in memory; engine_ ones of the engine alone; cpu_ ones "
+        "count the processor time of all threads and hold on a busy machine."
     )
     of: str = Field(description="The model judged: a name among reference and candidates of the measurement.")
     against: str | None = Field(None, description="The model it is compared with; none: the figure is judged by itself.")
@@ -70,16 +74,17 @@ class Gate(Stage):
                 if name not in held:
                     text = f"{name} is not measured by {self.measured}, which holds {', '.join(held)}{meant(name, known)}"
                     found.append((("rules", i, field), text))
-                elif rule.metric in TIMES and name not in measured.latency_of:
+                elif rule.metric in (*TIMES, *CPU_TIMES) and name not in measured.latency_of:
                     found.append((("rules", i, field), f"the time of {name} is not measured: add it to latency_of of {self.measured}"))
         return found
 
     def run(self, inputs, job: Job) -> Made:
         measurement = inputs["measured"].json("measurement.json")
         judged = [judge(rule, measurement) for rule in self.rules]
-        passed = all(rule["passed"] for rule in judged)
+        outcomes = [rule["passed"] for rule in judged]
+        passed = False if False in outcomes else None if None in outcomes else True
         for rule in judged:
-            job.say(f"{'passed' if rule['passed'] else 'FAILED'}: {rule['text']}")
+            job.say(f"{WORDS[rule['passed']]}: {rule['text']}")
         (job.out / "verdict.json").write_text(json.dumps({"passed": passed, "rules": judged}, indent=2) + "\n", encoding="utf-8")
         return Made({"passed": passed})
 
@@ -93,11 +98,20 @@ def judge(rule: Rule, measurement: dict[str, Any]) -> dict[str, Any]:
         unknown = " and ".join(name for name, value in ((rule.of, of), (rule.against, against)) if name and value is None)
         text = f"{rule.metric} of {unknown} was not measured; {asked(rule)} was asked"
         return entry | {"value": None, "value_of": of, "value_against": against, "passed": False, "text": text}
+    if rule.metric in TIMES and (noise := noisy(measurement)):
+        text = f"{spoken(rule, of, against, {})}; {asked(rule)} was asked, which cannot be told: {noise}"
+        return entry | {"value": None, "value_of": of, "value_against": against, "passed": None, "text": text}
     values = {name: judged_value(name, of, against) for name in rule.limits()}
     passed = all(holds(name, values[name], limit) for name, limit in rule.limits().items())
     value = next(iter(values.values()))
     text = f"{spoken(rule, of, against, values)}; {asked(rule)} was asked"
     return entry | {"value": value, "value_of": of, "value_against": against, "passed": passed, "text": text}
+
+
+def noisy(measurement: dict[str, Any]) -> str | None:
+    """Why times by the clock say nothing; None where they do."""
+    conditions = measurement.get("conditions")
+    return None if not conditions or conditions["valid"] else "; ".join(conditions["reasons"])
 
 
 def figure(measurement: dict[str, Any], name: str, metric: str) -> float | None:
@@ -108,8 +122,8 @@ def figure(measurement: dict[str, Any], name: str, metric: str) -> float | None:
     if metric.startswith("iou."):
         table = dict(zip(measurement["classes"], model["iou"], strict=True))
         value = table.get(metric.removeprefix("iou."))
-    elif metric in TIMES:
-        boundary, percentile = TIMES[metric]
+    elif metric in (*TIMES, *CPU_TIMES):
+        boundary, percentile = (TIMES | CPU_TIMES)[metric]
         value = (model.get("latency") or {}).get(boundary, {}).get(percentile)
     else:
         value = model.get(metric)

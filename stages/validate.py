@@ -25,7 +25,7 @@ class Latency(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    runs: int = Field(60, ge=1, le=100000, description="Timed runs per model and boundary, in turns of ten.")
+    runs: int = Field(60, ge=1, le=100000, description="Timed runs per model and boundary, in ten rounds.")
     warmup_ms: int = Field(200, ge=0, le=60000, description="Least warm-up in ms, and never fewer than ten runs; 0: a single run.")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads for every model; none: as each engine says itself.")
 
@@ -77,6 +77,7 @@ class Validate(Stage):
     def run(self, inputs: dict[str, Any], job: Job) -> Made:
         from stages.measure import waterfall
         from stages.measure.accuracy import accuracy
+        from stages.measure.kept import kept
         from stages.measure.predict import require_same_table
         from stages.samples import open_samples
 
@@ -91,19 +92,33 @@ class Validate(Stage):
         models = {artifact.name: models[artifact.name] for artifact in (reference, *candidates)}
         decides = candidates[-1].name if candidates else reference.name
         pictures = write_pictures(equal[[m.name for m in lined_up].index(decides)], models, samples, maps, self.pictures, job.out)
-        for name, latency in latencies(inputs["latency_of"], samples, data, self.latency, job).items():
+        times, conditions = latencies(inputs["latency_of"], samples, data, self.latency, job)
+        for name, latency in times.items():
             models[name]["latency"] = latency
+        for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
+            models[name]["kept"] = verdict
+            job.say(f"{name}: {verdict['why']}")
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
         measurement |= {"reference": reference.name, "models": models, "pictures": pictures, "machine": machine.facts()}
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
-        measurement["waterfall"] = hops
+        measurement |= {"waterfall": hops, "conditions": conditions}
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         miou = {name: round(model["miou"], 3) for name, model in models.items()}
         job.say("mIoU " + ", ".join(f"{name} {value:.2f}" for name, value in miou.items()))
         if hops["hops"] and not job.rehearsing:
             job.say(hops["text"])
+        if conditions and not conditions["valid"] and not job.rehearsing:
+            why = "; ".join(conditions["reasons"])
+            job.say(f"times are inconclusive: {why}. On a quieter machine, another latency.runs measures again")
         p50 = {name: model["latency"]["image_ms"]["p50"] for name, model in models.items() if model["latency"]}
-        facts = {"split": self.split, "images": len(samples), "miou": miou, "p50_ms": p50, "loses": hops["loses"]}
+        facts = {
+            "split": self.split,
+            "images": len(samples),
+            "miou": miou,
+            "p50_ms": p50,
+            "times_valid": conditions and conditions["valid"],
+            "loses": hops["loses"],
+        }
         return Made(facts, {"seconds": round(time.monotonic() - begun, 1)})
 
 
@@ -142,12 +157,15 @@ def write_map(classes: "np.ndarray", colours: list, file) -> None:
     picture.save(file, optimize=True)
 
 
-def latencies(models: list[Artifact], samples, data: Artifact, settings: Latency, job: Job) -> dict[str, dict]:
-    """Time of each model on source images, by name."""
+def latencies(
+    models: list[Artifact], samples, data: Artifact, settings: Latency, job: Job
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """Time of each model on source images, by name; and whether the machine was quiet meanwhile (None: nothing was timed)."""
+    from stages.measure import quiet
     from stages.measure.latency import measure
 
     if not models:
-        return {}
+        return {}, None
 
     def between(done: int, total: int) -> None:
         if signal := job.stop_asked():
@@ -156,9 +174,13 @@ def latencies(models: list[Artifact], samples, data: Artifact, settings: Latency
 
     picked = sorted({k * len(samples) // TIMED_IMAGES for k in range(TIMED_IMAGES)})
     images = [samples.source(i) for i in picked]
-    size = data.facts["size"]
+    size, watch = data.facts["size"], quiet.Watch()
 
     def remote(model: Artifact) -> Any:
         return elsewhere.Timer(model, job, images, size, settings.warmup_ms, settings.threads)
 
-    return measure(models, images, size, job.state, **settings.model_dump(), between=between, remote=remote)
+    found = measure(models, images, size, job.state, **settings.model_dump(), between=between, remote=remote, watch=watch)
+    seen = watch.end()
+    on_gpu = {name: one["samples_engine_ms"] for name, one in found.items() if one["on_gpu"]}
+    why = quiet.reasons(seen, on_gpu)
+    return found, {"valid": not why, "reasons": why} | seen

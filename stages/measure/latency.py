@@ -1,14 +1,16 @@
 """How long one image takes, measured in a process of its own per model, turn by turn, so that a noisy machine is noisy for all of them.
 
 Two boundaries, both for one image: `image_ms` from the decoded uint8 image in memory to the class map (resizing to the network's size,
-batch axis, copies); `engine_ms` the engine alone on an input that lies where it reads it.
+batch axis, copies); `engine_ms` the engine alone on an input that lies where it reads it. Beside each the processor time of the whole
+process, all threads together (`image_cpu_ms`, `engine_cpu_ms`): it hardly changes when others keep the machine busy, and does not see
+waiting, nor what a GPU does.
 A child process is started as `python -m stages.measure.latency SPEC.json`. It opens one model, warms it up, and then times as many
 runs as each line on its standard input asks for. Only a pytorch model brings torch into its process.
 """
 
 import json
-import math
 import os
+import random
 import subprocess
 import sys
 import time
@@ -20,9 +22,14 @@ import numpy as np
 from pipeline import errors
 from pipeline.artifact import Artifact
 from stages import machine
+from stages.measure.order import figures
 from stages.measure.predict import fitted, open_session
+from stages.measure.quiet import Watch
 
-TURN = 10  # timed runs before the next model has its turn
+ROUNDS = 10  # in each of them every model has one turn, in an order drawn anew
+SEED = 0  # of that order
+BOUNDARIES = ("image_ms", "engine_ms")
+CPUS = ("cpu", "CPU", "CPUExecutionProvider")  # what runtimes call the processor
 WARM_RUNS = 10  # before the first turn, and for at least warmup_ms
 REWARM_RUNS = 2  # before each turn: the others have used the caches meanwhile
 
@@ -38,13 +45,14 @@ def measure(
     threads: int | None,
     between: Any = lambda done, total: None,
     remote: Any = None,
+    watch: Watch | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Times every model on the same images uint8 (h, w, 3); `between(done, total)` is called after each turn and may raise.
     `remote(model)` gives the Child of an engine that was built on a target, where it is timed.
 
-    The result is keyed by the models' names: image_ms and engine_ms (p50, p90, p99, mean, n), threads, and every sample.
+    The result is keyed by the models' names: for each boundary and its processor time the figures (stages/measure/order.py) and every
+    sample, threads, and what ran. `watch` looks at the machine meanwhile.
     """
-    rounds = math.ceil(runs / TURN)
     for k, image in enumerate(images):
         np.save(work / f"image_{k}.npy", image)
     common = {
@@ -53,34 +61,44 @@ def measure(
         "warmup_ms": warmup_ms,
         "threads": threads,
     }
-    children = []
+    watch, children = watch or Watch(), []
     try:
         for model in models:  # one after the other: a model that warms up beside another would not be warm alone
             children.append(remote(model) if "foreign" in model.facts else Child(model, common, work))
-        samples = {child.name: {"image_ms": [], "engine_ms": []} for child in children}
-        for r in range(rounds):
-            turn = min(TURN, runs - r * TURN)
-            for k in range(len(children)):
-                child = children[(k + r) % len(children)]  # nobody always comes first
-                for boundary, values in child.timed(turn).items():
-                    samples[child.name][boundary] += values
-                between(r * len(children) + k + 1, rounds * len(children))
+        samples = {child.name: {key: [] for one in BOUNDARIES for key in (one, of_cpu(one))} for child in children}
+        turns = in_turns(len(children), runs)
+        watch.begin()
+        for done, (k, many) in enumerate(turns, 1):
+            for key, values in children[k].timed(many).items():
+                samples[children[k].name][key] += values
+            watch.turn(children[k].name)
+            between(done, len(turns))
         return {child.name: summary(samples[child.name], child.ran) for child in children}
     finally:
         for child in children:
             child.end()
 
 
+def in_turns(models: int, runs: int) -> list[tuple[int, int]]:
+    """(which model, how many runs), one turn after the other: random within each round, so that whatever comes and goes hits all alike."""
+    draw, rounds = random.Random(SEED), min(ROUNDS, runs)
+    turns = []
+    for r in range(rounds):
+        order = list(range(models))
+        draw.shuffle(order)
+        turns += [(k, runs * (r + 1) // rounds - runs * r // rounds) for k in order]
+    return turns
+
+
+def of_cpu(boundary: str) -> str:
+    """image_ms -> image_cpu_ms"""
+    return boundary.replace("_ms", "_cpu_ms")
+
+
 def summary(samples: dict[str, list[float]], ran: dict[str, Any]) -> dict[str, Any]:
-    found = {boundary: figures(samples[boundary]) for boundary in ("image_ms", "engine_ms")}
-    kept = {f"samples_{boundary}": [round(value, 5) for value in samples[boundary]] for boundary in ("image_ms", "engine_ms")}
-    return found | {"threads": ran["threads"] or machine.cores()} | kept
-
-
-def figures(values: list[float]) -> dict[str, float]:
-    """Milliseconds; percentiles are interpolated between samples."""
-    p50, p90, p99 = (round(float(p), 5) for p in np.percentile(values, (50, 90, 99)))
-    return {"p50": p50, "p90": p90, "p99": p99, "mean": round(float(np.mean(values)), 5), "n": len(values)}
+    found = {key: figures(values) for key, values in samples.items()}
+    kept = {f"samples_{key}": [round(value, 5) for value in values] for key, values in samples.items()}
+    return found | {"threads": ran["threads"] or machine.cores(), "on_gpu": ran["provider"] not in CPUS} | kept
 
 
 class Child:
@@ -157,17 +175,19 @@ def warm(calls: list, least_ms: float) -> None:
 
 
 def times(ways: dict[str, list], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of each run at each boundary. Boundaries alternate, and so do images: whatever slows the machine slows both."""
+    """Milliseconds of each run at each boundary, and of processor time. Boundaries and images alternate: what slows one slows both."""
     for k in range(REWARM_RUNS):
         for calls in ways.values():
             calls[k % len(calls)]()
-    found = {boundary: [] for boundary in ways}
+    found = {key: [] for boundary in ways for key in (boundary, of_cpu(boundary))}
     for k in range(runs):
         for boundary, calls in ways.items():
             call = calls[k % len(calls)]
-            start = time.perf_counter()
+            cpu, start = time.process_time(), time.perf_counter()
             call()
-            found[boundary].append((time.perf_counter() - start) * 1e3)
+            took, used = time.perf_counter() - start, time.process_time() - cpu
+            found[boundary].append(took * 1e3)
+            found[of_cpu(boundary)].append(used * 1e3)
     return found
 
 

@@ -80,17 +80,23 @@ def _gate(facts: dict) -> Safe:
     rows = [
         el("tr", el("td", mark(rule["passed"])), el("td", rule["text"]), el("td", _asked(rule), class_="soft")) for rule in facts["rules"]
     ]
-    passed = sum(rule["passed"] for rule in facts["rules"])
+    passed = sum(rule["passed"] is True for rule in facts["rules"])
     head = el("thead", el("tr", el("th", "Outcome"), el("th", "Rule"), el("th", "As the recipe asks it")))
     return el(
         "section",
         el("h2", "Gate"),
-        el("p", f"{passed} of {len(rows)} rules hold. What could not be measured counts as failed.", class_="say"),
+        el(
+            "p",
+            f"{passed} of {len(rows)} rules hold. What was not measured counts as failed; what a busy machine left open, as neither.",
+            class_="say",
+        ),
         el("div", el("table", head, el("tbody", rows), class_="gate"), class_="wide"),
     )
 
 
-def mark(passed: bool) -> Safe:
+def mark(passed: bool | None) -> Safe:
+    if passed is None:
+        return el("span", "? undecided", class_="mark-word unsure")
     return el("span", "✓ pass" if passed else "✗ fail", class_=f"mark-word {'yes' if passed else 'no'}")
 
 

@@ -8,6 +8,7 @@ from . import measured as of_measurement
 from . import roles, verdict
 from .words import clean, name, number, plain, settings
 
+FIGURES = ("p50", "p90", "p99", "mean", "n", "p50_low", "p50_high", "p90_most", "p99_most")  # of times
 POINTS = 200  # a curve on the page; longer ones are averaged in buckets
 
 
@@ -139,6 +140,7 @@ def _about(artifact: Artifact | None, measurement: dict, artifacts: dict[str, Ar
         "size": _pair(size),
         "reference": name(measurement.get("reference", "")),
         "machine": plain(_mapping(measurement.get("machine"))),
+        "conditions": of_measurement.conditions(measurement),
     }
 
 
@@ -178,12 +180,15 @@ def _row(stage: str, role: str | None, title: str | None, model: dict, artifact:
         "size_mb": number(model.get("size_mb")),
         "image_ms": _latency(latency.get("image_ms")),
         "engine_ms": _latency(latency.get("engine_ms")),
+        "image_cpu_ms": _latency(latency.get("image_cpu_ms")),
+        "engine_cpu_ms": _latency(latency.get("engine_cpu_ms")),
+        "kept": of_measurement.kept(model),
         "threads": number(latency.get("threads")),
     }
 
 
 def _latency(found: Any) -> dict | None:
-    found = {k: number(v) for k, v in _mapping(found).items() if k in ("p50", "p90", "p99", "mean", "n")}
+    found = {k: number(v) for k, v in _mapping(found).items() if k in FIGURES}
     found = {k: None if v is not None and v < 0 else v for k, v in found.items()}
     return found if found.get("p50") is not None else None
 

@@ -16,13 +16,16 @@ def rules(artifacts: dict[str, Artifact], notes: list[str]) -> list[dict]:
 
 
 def verdict(run: dict, stages: list[dict], judged: list[dict], table: list[dict], cast: Cast) -> dict:
-    """{"state": passed | failed | unfinished | unjudged, "sentence": ...}"""
+    """{"state": passed | failed | unfinished | undecided | unjudged, "sentence": ...}"""
     broken = next((s for s in stages if s["state"] in ("failed", "stopped")), None)
-    first = next((rule for rule in judged if not rule["passed"]), None)
+    first = next((rule for rule in judged if rule["passed"] is False), None)
+    open_ = next((rule for rule in judged if rule["passed"] is None), None)
     if first:
         return {"state": "failed", "sentence": f"Failed: {first['text']}"}
     if broken or any(s["state"] != "done" for s in stages):
         return {"state": "unfinished", "sentence": _unfinished(run, broken, judged)}
+    if open_:
+        return {"state": "undecided", "sentence": f"Undecided: {open_['text']}"}
     if not judged:
         return {"state": "unjudged", "sentence": f"Not judged: the recipe has no gate. {_keeps(table, cast)}".strip()}
     return {"state": "passed", "sentence": f"Passed: {_keeps(table, cast) or 'every rule of the gate holds.'}"}
@@ -56,15 +59,12 @@ def _judged(artifact: Artifact, notes: list[str]) -> list[dict]:
 def _rule(gate: str, rule: dict) -> dict:
     texts = {key: None if rule.get(key) is None else clean(rule[key], 80) for key in ("metric", "of", "against", "limit")}
     numbers = {key: number(rule.get(key)) for key in ("value", "value_of", "value_against")}
-    return (
-        {"gate": name(gate), "text": clean(rule.get("text", "a rule without a text"), 400), "passed": rule.get("passed") is True}
-        | texts
-        | numbers
-    )
+    passed = None if "passed" in rule and rule["passed"] is None else rule.get("passed") is True
+    return {"gate": name(gate), "text": clean(rule.get("text", "a rule without a text"), 400), "passed": passed} | texts | numbers
 
 
 def _unfinished(run: dict, broken: dict | None, judged: list[dict]) -> str:
-    before = "The gate passed, but the run is unfinished" if judged else "Unfinished"
+    before = "The gate passed, but the run is unfinished" if judged and all(rule["passed"] for rule in judged) else "Unfinished"
     if not broken:
         why = "it is still going, or was cut short" if run.get("exit") is None else f"it ended with exit code {clean(run['exit'], 8)}"
         return f"{before}: not every stage was reached; {why}."

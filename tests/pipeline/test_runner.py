@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline import limits
+from pipeline.artifact import Artifact
 from pipeline.errors import Missing, Stillhouse
-from pipeline.runner import Runner
+from pipeline.runner import Runner, verdict
 from pipeline.show import Lines
 from pipeline.store import Store
 from tests.pipeline.toy_place import Place, wait_for
@@ -74,6 +77,21 @@ def test_a_broken_rule_is_exit_3_and_everything_is_there_all_the_same(place):
     assert "gate failed" in place.call("ls")
     place.run(code=3)
     assert "toy-2" not in place.call("ls")
+
+
+def test_an_undecided_verdict_is_exit_4_now_and_when_it_is_kept(place):
+    place.edit("at_most: 10", "at_most: null")
+    out = place.run(code=4)
+    assert "judge: undecided" in out and (place.folder / "runs/toy-1/page.html").exists()
+    assert "undecided" in place.call("ls")
+    place.run(code=4)
+    assert "toy-2" not in place.call("ls")
+
+
+def test_a_broken_rule_outweighs_an_undecided_one():
+    artifact = Artifact("judge", "Verdict", "x", Path(), {})
+    steps = [[replace(artifact, facts={"passed": passed}) for passed in outcomes] for outcomes in ((True, None), (None, False), (True,))]
+    assert [verdict([SimpleNamespace(artifact=one) for one in some]) for some in steps] == [4, 3, 0]
 
 
 def test_without_a_device_the_cpu_profile_is_taken_and_said(place):

@@ -82,7 +82,7 @@ class Judge(Stage):
     kind: Literal["judge"]
     makes: ClassVar[str] = "Verdict"
     of: Annotated[str, Takes(("Checkpoint",))]
-    at_most: float = Field(100.0, description="The limit.")
+    at_most: float | None = Field(100.0, description="The limit; none: undecided.")
 
     def run(self, inputs, job):
-        return Made({"passed": inputs["of"].facts["value"] <= self.at_most})
+        return Made({"passed": None if self.at_most is None else inputs["of"].facts["value"] <= self.at_most})

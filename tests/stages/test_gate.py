@@ -101,6 +101,37 @@ def test_the_verdict_is_written_and_never_raises(tmp_path, limit, passed):
     assert written["passed"] is passed and [rule["passed"] for rule in written["rules"]] == [passed, True]
 
 
+BUSY = {"valid": False, "reasons": ["in 56% of the time somebody waited for a core (at most 20%)"]}
+CPU = {name: {"image_cpu_ms": {"p50": p50}, "engine_cpu_ms": {"p50": p50}} for name, p50 in (("onnx", 18.0), ("engine", 8.0))}
+
+
+def busy():
+    models = {n: m | ({"latency": m["latency"] | CPU[n]} if n in CPU else {}) for n, m in MEASUREMENT["models"].items()}
+    return MEASUREMENT | {"models": models, "conditions": BUSY}
+
+
+def test_on_a_busy_machine_the_clock_decides_nothing_and_all_else_is_judged():
+    found = judge(Rule(metric="p50_ms", of="engine", against="onnx", at_most_ratio=1.05), busy())
+    assert (found["passed"], found["value"], found["value_of"]) == (None, None, 5.0)
+    assert found["text"].endswith(f"a ratio of at most 1.05 was asked, which cannot be told: {BUSY['reasons'][0]}")
+    assert judge(Rule(metric="engine_p99_ms", of="engine", at_most=1), busy())["passed"] is None
+    assert judge(Rule(metric="p50_ms", of="student", at_most=1), busy())["passed"] is False  # not measured, busy or not
+    ratio = judge(Rule(metric="cpu_p50_ms", of="engine", against="onnx", at_most_ratio=0.5), busy())
+    assert ratio["passed"] is True and ratio["value"] == pytest.approx(8 / 18)
+    assert judge(Rule(metric="engine_cpu_p50_ms", of="engine", at_most=7), busy())["passed"] is False
+    quiet = busy() | {"conditions": {"valid": True, "reasons": []}}
+    assert judge(Rule(metric="p50_ms", of="engine", at_most=5), quiet)["passed"] is True
+
+
+@pytest.mark.parametrize("miou, passed", [(39, None), (41, False)])
+def test_a_verdict_is_undecided_only_where_no_rule_is_broken(tmp_path, miou, passed):
+    (tmp_path / "measurement.json").write_text(json.dumps(busy()))
+    rules = [{"metric": "p50_ms", "of": "engine", "at_most": 5}, {"metric": "miou", "of": "engine", "at_least": miou}]
+    gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules})
+    verdict = small_line.made(gate, "gate", {"measured": small_line.Artifact("measured", "Measurement", "x", tmp_path, {})}, tmp_path)
+    assert verdict.facts == {"passed": passed} == {"passed": verdict.json("verdict.json")["passed"]}
+
+
 def test_a_rule_needs_a_limit_and_a_ratio_needs_two_models():
     with pytest.raises(ValidationError, match="one of at_least, at_most"):
         Rule(metric="miou", of="engine")

@@ -38,7 +38,8 @@ def test_only_the_runtime_asked_for_is_in_the_child(line, tmp_path):
         found = child.timed(3)
     finally:
         child.end()
-    assert found.keys() == {"image_ms", "engine_ms"} and all(len(v) == 3 and min(v) > 0 for v in found.values())
+    assert found.keys() == {"image_ms", "engine_ms", "image_cpu_ms", "engine_cpu_ms"}
+    assert all(len(v) == 3 and min(v) > 0 for v in found.values())
     assert child.process.returncode is not None
     reference = latency.Child(student, common(images, tmp_path), tmp_path)
     reference.end()
@@ -56,7 +57,7 @@ def test_models_take_turns_and_nobody_always_comes_first(line, tmp_path, monkeyp
 
     monkeypatch.setattr(latency.Child, "timed", seen)
     other = small_line.Artifact("other", onnx.kind, "x", onnx.folder, onnx.facts)
-    progress = []
+    progress, watch = [], latency.Watch()
     found = latency.measure(
         [onnx, other],
         images,
@@ -66,19 +67,34 @@ def test_models_take_turns_and_nobody_always_comes_first(line, tmp_path, monkeyp
         warmup_ms=0,
         threads=1,
         between=lambda done, total: progress.append((done, total)),
+        watch=watch,
     )
-    assert order == [("onnx", 10), ("other", 10), ("other", 10), ("onnx", 10), ("onnx", 4), ("other", 4)]
-    assert progress == [(k, 6) for k in range(1, 7)]
+    assert order == [(("onnx", "other")[k], runs) for k, runs in latency.in_turns(2, 24)]
+    assert watch.end()["order"] == [name for name, _ in order]
+    assert progress == [(k, 20) for k in range(1, 21)]
     for name in ("onnx", "other"):
-        assert found[name]["image_ms"]["n"] == len(found[name]["samples_image_ms"]) == 24
+        assert found[name]["image_ms"]["n"] == len(found[name]["samples_image_ms"]) == len(found[name]["samples_image_cpu_ms"]) == 24
         assert found[name]["engine_ms"]["p50"] == pytest.approx(np.median(found[name]["samples_engine_ms"]), rel=1e-3)
-        assert found[name]["threads"] == 1
+        assert found[name]["threads"] == 1 and found[name]["on_gpu"] is False
 
 
-def test_figures_equal_percentiles_computed_by_hand():
-    values = list(np.random.default_rng(0).permutation(np.arange(1, 101, dtype=float)))
-    assert latency.figures(values) == {"p50": 50.5, "p90": 90.1, "p99": 99.01, "mean": 50.5, "n": 100}
-    assert latency.figures([3.0]) == {"p50": 3.0, "p90": 3.0, "p99": 3.0, "mean": 3.0, "n": 1}
+def test_every_round_has_each_model_once_in_an_order_drawn_from_one_seed():
+    turns = latency.in_turns(3, 64)
+    rounds = [turns[k : k + 3] for k in range(0, 30, 3)]
+    assert len(turns) == 30 and all(sorted(k for k, _ in one) == [0, 1, 2] for one in rounds)
+    assert len({tuple(k for k, _ in one) for one in rounds}) > 3 and turns == latency.in_turns(3, 64)
+    assert sum(runs for k, runs in turns if k == 1) == 64 and {runs for _, runs in turns} == {6, 7}
+    assert [runs for _, runs in latency.in_turns(1, 4)] == [1, 1, 1, 1]
+
+
+def test_processor_time_counts_work_and_no_waiting():
+    def work():
+        end = time.process_time() + 0.01
+        while time.process_time() < end:
+            pass
+
+    found = latency.times({"image_ms": [lambda: time.sleep(0.01)], "engine_ms": [work]}, 3)
+    assert max(found["image_cpu_ms"]) < 5 < 10 <= min(found["image_ms"]) and min(found["engine_cpu_ms"]) >= 10
 
 
 def test_a_sleep_of_known_length_is_measured_and_images_take_turns():

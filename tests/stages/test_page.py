@@ -146,6 +146,7 @@ def fake_measurement(classes, colours, pictures):
         "pictures": shots,
         "machine": {"cpu": "Xeon", "cores": 2},
         "waterfall": fake_waterfall(classes),
+        "conditions": {"valid": True, "reasons": []},
     }
 
 
@@ -488,6 +489,36 @@ def test_a_broken_rule_is_the_first_line(tmp_path):
     assert [c[0].strip("|") for c in Seen(html).tables[3][1:]] == ["✓ pass", "✗ fail"]
 
 
+def test_a_rule_that_could_not_be_told_is_neither_passed_nor_failed(tmp_path):
+    run, artifacts = fake_run(tmp_path, pictures=0, run={"exit": 4})
+    verdict = fake_verdict()
+    verdict["passed"] = verdict["rules"][1]["passed"] = None
+    artifacts["gate"].file("verdict.json").write_text(json.dumps(verdict))
+    html, facts = render(run, artifacts)
+    assert facts["verdict"] == {"state": "undecided", "sentence": f"Undecided: {verdict['rules'][1]['text']}"}
+    assert [c[0].strip("|") for c in Seen(html).tables[3][1:]] == ["✓ pass", "? undecided"]
+    assert "1 of 2 rules hold" in Seen(html).text()
+
+
+def test_the_state_of_the_machine_the_bounds_and_what_int8_brought_are_shown(tmp_path):
+    run, artifacts = fake_run(tmp_path, pictures=0)
+    measurement = artifacts["measured"].json("measurement.json")
+    measurement["conditions"] = {"valid": False, "reasons": ["somebody waited", "it was hot"]}
+    engine = measurement["models"]["engine"]
+    engine["latency"]["image_ms"] |= {"p50_low": 4.0, "p50_high": 4.3, "p90_most": 5.5, "p99_most": None}
+    engine["latency"]["image_cpu_ms"] = {"p50": 7.7}
+    engine["kept"] = {"kept": False, "why": "not kept, it is no faster: 4.1 ms against 3.9 ms"}
+    artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
+    seen = Seen(render(run, artifacts)[0])
+    row = next(line for line in seen.tables[0] if line[0].startswith("Engine"))
+    assert [c.strip("|") for c in row[7:10]] == ["4.1|4.0 to 4.3", "4.6|≤ 5.5", "6.0"]
+    assert "processor time 7.7 ms an image|INT8 not kept, it is no faster: 4.1 ms against 3.9 ms" in row[0]
+    assert "inconclusive: somebody waited; it was hot." in seen.text()
+    measurement["conditions"] = {"valid": True, "reasons": []}
+    artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
+    assert "inconclusive" not in Seen(render(run, artifacts)[0]).text()
+
+
 UNREADABLE = ["", "[]", "{}", '{"passed": true}', '{"passed": false, "rules": []}', '{"passed": 1, "rules": [{}]}', "[" * 5000]
 
 
@@ -656,6 +687,8 @@ def hostile(folder, payload, stage_name):
     measurement |= {"split": payload, "machine": {payload: payload}, "reference": payload}
     measurement["pictures"][0]["name"] = payload
     measurement["waterfall"]["text"] = payload
+    measurement["conditions"] = {"valid": payload, "reasons": [payload]}
+    measurement["models"]["engine"]["kept"] = {"kept": payload, "why": payload}
     measurement["waterfall"]["hops"][2] |= dict.fromkeys(("name", "from", "precision", "state"), payload) | {"worst": {"class": payload}}
     measurement["models"]["engine"]["ran"] = {payload: payload}
     measurement["models"][payload] = measurement["models"]["engine"]

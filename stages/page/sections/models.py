@@ -15,7 +15,8 @@ def table(facts: dict) -> Safe:
     timed = any(row["image_ms"] or row["engine_ms"] for row in rows)
     measured = facts["measured"] is not None
     body = el("table", _head(facts, measured, timed), el("tbody", [_row(row, measured, timed) for row in rows]), class_="models")
-    return el("section", el("h2", "Side by side"), el("p", _about(facts), class_="say"), el("div", body, class_="wide"), _boundaries(timed))
+    head = [el("h2", "Side by side"), el("p", _about(facts), class_="say"), _busy(facts) if timed else None]
+    return el("section", head, el("div", body, class_="wide"), _boundaries(timed))
 
 
 def trade(facts: dict) -> Safe | None:
@@ -48,13 +49,22 @@ def _about(facts: dict) -> str:
     )
 
 
+def _busy(facts: dict) -> Safe | None:
+    conditions = facts["measured"] and facts["measured"]["conditions"]
+    if not conditions or conditions["valid"]:
+        return None
+    why = "; ".join(conditions["reasons"]) or "no reason was noted"
+    return el("p", f"Times by the clock are inconclusive: {why}. Processor times can be compared all the same.", class_="badge")
+
+
 def _boundaries(timed: bool) -> Safe | None:
     if not timed:
         return None
     say = (
         "Image to class map: from a decoded 8-bit image in memory to its class map, with resizing and copies, as a caller waits for it. "
         "Engine alone: the network by itself, its input already in place. "
-        "p50 is the median; 1 answer in 10 takes longer than p90, 1 in 100 longer than p99."
+        "p50 is the median, below it where it lies with 95 % confidence; 1 answer in 10 takes longer than p90, 1 in 100 longer than p99; "
+        "small figures there: no higher than this with the same confidence. Processor time counts all threads together."
     )
     return el("p", say, class_="sub")
 
@@ -74,7 +84,9 @@ def _head(facts: dict, measured: bool, timed: bool) -> Safe:
 
 def _row(row: dict, measured: bool, timed: bool) -> Safe:
     ran = ", ".join(row["ran"].values())
-    what = [el("span", text, class_="sub") for text in (row["what"], f"ran: {ran}" if ran else None) if text]
+    used = f"processor time {ms(row['image_cpu_ms']['p50'])} ms an image" if row["image_cpu_ms"] else None
+    why = f"INT8 {row['kept']['why']}" if row["kept"] else None
+    what = [el("span", text, class_="sub") for text in (row["what"], f"ran: {ran}" if ran else None, used, why) if text]
     named = None if row["title"].lower().endswith(row["stage"].lower()) else el("span", row["stage"], class_="sub")
     compared = [
         el("td", signed(row["to_teacher"]) if row["role"] != "teacher" else NONE, class_="n"),
@@ -90,7 +102,10 @@ def _row(row: dict, measured: bool, timed: bool) -> Safe:
 
 
 def _latency(found: dict | None, percentile: str) -> Safe:
-    text = ms(found.get(percentile)) if found else NONE
+    found = found or {}
+    low, high, most = (found.get(f"{percentile}_{end}") for end in ("low", "high", "most"))
+    bound = f"{ms(low)} to {ms(high)}" if None not in (low, high) else f"≤ {ms(most)}" if most is not None else None
+    text = [ms(found.get(percentile)), el("span", bound, class_="sub") if bound else None]
     return el("td", text, class_="n first key" if percentile == "p50" else "n")
 
 

@@ -97,29 +97,43 @@ class Validate(Stage):
             models[name]["latency"] = latency
         for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
             models[name]["kept"] = verdict
-            job.say(f"{name}: {verdict['why']}")
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
-        measurement |= {"reference": reference.name, "models": models, "pictures": pictures, "machine": machine.facts()}
+        measurement |= {"reference": reference.name, "models": models, "waterfall": hops, "pictures": pictures}
+        measurement |= {"machine": machine.facts(), "conditions": conditions}
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
-        measurement |= {"waterfall": hops, "conditions": conditions}
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
-        miou = {name: round(model["miou"], 3) for name, model in models.items()}
-        job.say("mIoU " + ", ".join(f"{name} {value:.2f}" for name, value in miou.items()))
-        if hops["hops"] and not job.rehearsing:
-            job.say(hops["text"])
-        if conditions and not conditions["valid"] and not job.rehearsing:
-            why = "; ".join(conditions["reasons"])
-            job.say(f"times are inconclusive: {why}. On a quieter machine, another latency.runs measures again")
-        p50 = {name: model["latency"]["image_ms"]["p50"] for name, model in models.items() if model["latency"]}
-        facts = {
-            "split": self.split,
-            "images": len(samples),
-            "miou": miou,
-            "p50_ms": p50,
-            "times_valid": conditions and conditions["valid"],
-            "loses": hops["loses"],
-        }
-        return Made(facts, {"seconds": round(time.monotonic() - begun, 1)})
+        for line in said(measurement, job.rehearsing):
+            job.say(line)
+        return Made(facts(measurement), {"seconds": round(time.monotonic() - begun, 1)})
+
+
+def said(measurement: dict[str, Any], rehearsing: bool) -> list[str]:
+    """What a person should know at once. A rehearsal judges nothing."""
+    models, conditions = measurement["models"], measurement["conditions"]
+    lines = ["mIoU " + ", ".join(f"{name} {model['miou']:.2f}" for name, model in models.items())]
+    if rehearsing:
+        return lines
+    lines += [measurement["waterfall"]["text"]] if measurement["waterfall"]["hops"] else []
+    lines += [f"{name}: INT8 {model['kept']['why']}" for name, model in models.items() if "kept" in model]
+    if conditions and not conditions["valid"]:
+        why = "; ".join(conditions["reasons"])
+        lines.append(f"times are inconclusive: {why}. On a quieter machine, another latency.runs measures again")
+    return lines
+
+
+def facts(measurement: dict[str, Any]) -> dict[str, Any]:
+    models, hops, conditions = measurement["models"], measurement["waterfall"], measurement["conditions"]
+    return {
+        "split": measurement["split"],
+        "images": measurement["images"],
+        "miou": {name: round(model["miou"], 3) for name, model in models.items()},
+        "boundary_f": {name: round(model["boundary_f"], 3) for name, model in models.items()},
+        "hops": {hop["name"]: round(hop["change"], 3) for hop in hops["hops"] if hop["from"]},
+        "loses": hops["loses"],
+        "p50_ms": {name: model["latency"]["image_ms"]["p50"] for name, model in models.items() if model["latency"]},
+        "times_valid": conditions and conditions["valid"],
+        "kept": {name: model["kept"]["kept"] for name, model in models.items() if "kept" in model},
+    }
 
 
 def write_pictures(equal: "np.ndarray", models: dict[str, dict], samples, maps, pictures: int, out: Path) -> list[dict]:

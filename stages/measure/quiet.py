@@ -14,6 +14,7 @@ from stages.measure import nvml
 WAITED = 0.20  # share of the time in which somebody waited for a core: /proc/pressure/cpu, "some"
 STOLEN = 0.05  # share of processor time that the host gave to other guests; our own figure
 CLOCK_SPREAD = 0.02  # of a GPU's SM clock, largest against smallest
+SETTLED = 0.005  # seconds until the threads of a runtime have given up waiting for more work in a loop
 SPREAD = 0.025  # standard deviation of a GPU engine's times against their mean; trtexec's rule
 
 
@@ -33,6 +34,7 @@ class Watch:
     def turn(self, name: str) -> None:
         """After a turn of `name`: its process waits now, so that whatever else wants to run is somebody else's."""
         self.order.append(name)
+        time.sleep(SETTLED)
         if (running := self._running()) is not None:
             self.running.append(running)
         self.mhz += self._mhz()

@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.errors import BadData, Stopped
 from stages.measure.predict import open_session
 from stages.samples import open_samples
-from stages.validate import Validate, chosen
+from stages.validate import Validate, chosen, said
 from tests.stages import small_line
 
 
@@ -79,6 +79,10 @@ def test_the_measurement_holds_what_its_readers_look_for(line):
     assert latency["threads"] == 1 and len(latency["samples_image_ms"]) == len(latency["samples_engine_ms"]) == 4
     assert 0 < latency["engine_ms"]["p50"] <= latency["engine_ms"]["p90"] <= latency["engine_ms"]["p99"]
     assert found["models"]["onnx"]["latency"] is None
+    conditions = found["conditions"]
+    assert conditions["valid"] is (conditions["reasons"] == []) is measured.facts["times_valid"] and conditions["order"] == ["engine"] * 4
+    assert len(latency["samples_image_cpu_ms"]) == 4 and found["models"]["engine"]["runtime"] == "onnxruntime on CPUExecutionProvider"
+    assert measured.facts["boundary_f"]["teacher"] == pytest.approx(found["models"]["teacher"]["boundary_f"], abs=1e-3)
     assert measured.facts["miou"]["engine"] == pytest.approx(found["models"]["engine"]["miou"], abs=1e-3)
 
 
@@ -133,7 +137,7 @@ def test_one_model_alone_is_measured_without_candidates_or_time(line, tmp_path):
     inputs, measured = line
     alone = small_line.made(stage(candidates=[], latency_of=[]), "m", inputs | {"candidates": [], "latency_of": []}, tmp_path)
     found = alone.json("measurement.json")
-    assert list(found["models"]) == ["student"] and found["models"]["student"]["latency"] is None
+    assert list(found["models"]) == ["student"] and found["models"]["student"]["latency"] is found["conditions"] is None
     assert found["models"]["student"]["miou"] == measured.json("measurement.json")["models"]["student"]["miou"]
     assert len(found["pictures"]) == 5 and alone.file("map_student_4.png").is_file()
 
@@ -153,3 +157,16 @@ def test_a_rehearsal_measures_little():
     brief = stage().rehearsed()
     assert (brief.latency.runs, brief.latency.warmup_ms, brief.pictures) == (3, 0, 2)
     assert json.loads(brief.model_dump_json())["candidates"] == ["teacher", "onnx", "engine"]
+
+
+def test_what_is_said_at_once_and_what_a_rehearsal_leaves_out():
+    busy = {"valid": False, "reasons": ["it was busy"]}
+    models = {"student": {"miou": 40.0}, "int8": {"miou": 39.0, "kept": {"kept": False, "why": "not kept, it is no faster"}}}
+    found = {"models": models, "waterfall": {"hops": [{}], "text": "onnx loses"}, "conditions": busy}
+    assert said(found, rehearsing=False) == [
+        "mIoU student 40.00, int8 39.00",
+        "onnx loses",
+        "int8: INT8 not kept, it is no faster",
+        "times are inconclusive: it was busy. On a quieter machine, another latency.runs measures again",
+    ]
+    assert said(found, rehearsing=True) == ["mIoU student 40.00, int8 39.00"]

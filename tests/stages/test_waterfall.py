@@ -41,6 +41,7 @@ def test_an_unbroken_line_names_nobody_and_tells_every_hop(line, tmp_path):
         "engine": "onnx",
         "int8": "onnx",
     }
+    assert made.facts["hops"] == {name: pytest.approx(one["change"], abs=1e-3) for name, one in hops.items() if one["from"]}
     assert hops["student"]["miou"] == found["models"]["student"]["miou"] > 15  # it has learned something to lose
     for name in ("student rewritten", "onnx", "engine"):
         assert hops[name]["agreement"] >= 0.9999 and abs(hops[name]["change"]) < 0.05 and hops[name]["precision"] == "f32"

@@ -65,9 +65,8 @@ def run(asked: argparse.Namespace) -> None:
                 kept.flush()
                 gate.append(found)
             if len(gate) > begun:
-                print(
-                    f"gate {number + 1} of {asked.gates}: {'; '.join(f'{c} {verdict(gate, c).text}' for c in channels(gate))}", flush=True
-                )
+                said = "; ".join(f"{channel} {verdict(gate, channel).text}" for channel in channels(gate))
+                print(f"gate {number + 1} of {asked.gates}: {said}", flush=True)
 
 
 def opened(file: Path, header: dict) -> list[dict]:

@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+
+from pipeline.artifact import Artifact
 
 FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "gate_calibration.py"
 HEADER = {"machine": {"cpu": "a", "cores": 2, "onnxruntime": "o"}, "protocol": {"pairs": 3}}
@@ -90,3 +94,33 @@ def test_a_wait_is_a_share_of_the_run_by_its_own_clock(calibration):
     assert wall >= 30 and 10 <= cpu < 12
     assert wall_by_cpu >= 35 and 15 <= cpu_by_cpu < 18
     assert wall_by_wall >= 45
+
+
+def network(folder):
+    """A few ms of work from image to classmap: what an OnnxModel needs to be opened, and nothing of a network's."""
+    nodes = [helper.make_node("Cast", ["image"], ["x0"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node("Erf", [f"x{k}"], [f"x{k + 1}"]) for k in range(40)]
+    nodes += [helper.make_node("ArgMax", ["x40"], ["best"], axis=3, keepdims=0)]
+    nodes += [helper.make_node("Cast", ["best"], ["classmap"], to=TensorProto.UINT8)]
+    ends = [("image", ["b", "h", "w", 3]), ("classmap", ["b", "h", "w"])]
+    given, found = ([helper.make_tensor_value_info(name, TensorProto.UINT8, shape)] for name, shape in ends)
+    graph = helper.make_graph(nodes, "work", given, found)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx")
+    return Artifact("onnx", "OnnxModel", "id", folder, {})
+
+
+def test_a_round_holds_both_clocks_of_two_fresh_processes_and_the_wait_shows(calibration, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "PAIRS", 9)
+    images = [np.full((*calibration.SIZE, 3), value, np.uint8) for value in (1, 2)]
+    processes, start = [], calibration.subprocess.Popen
+
+    def remember(*given, **settings):
+        processes.append(start(*given, **settings))
+        return processes[-1]
+
+    monkeypatch.setattr(calibration.subprocess, "Popen", remember)
+    found = calibration.one_round(network(tmp_path), images, tmp_path, 1.0, "cpu")
+    assert len(processes) == 2 and all(process.returncode is not None for process in processes)
+    assert len(found["order"]) == 9 and set(found["order"]) <= {"0", "1"}
+    assert all(len(found[clock][side]) == 9 and min(found[clock][side]) > 0 for clock in ("wall", "cpu") for side in calibration.SIDES)
+    assert 1.5 < math.exp(calibration.ratios([found], "cpu")[0]) < 2.7

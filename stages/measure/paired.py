@@ -31,12 +31,12 @@ class Drop(NamedTuple):
     @property
     def high(self) -> float:
         """The upper end of the one-sided 95 % interval."""
-        return math.inf if self.se is None else self.points + Z95 * self.se
+        return self.points + Z95 * known_or_worst(self.se)
 
     @property
     def detectable(self) -> float:
         """The drop that so many images of this kind would find in 95 of 100 cases, at 5 % false alarms."""
-        return math.inf if self.se is None else 2 * Z95 * self.se
+        return 2 * Z95 * known_or_worst(self.se)
 
 
 class ClassDrop(NamedTuple):
@@ -174,8 +174,13 @@ def holm(p: Sequence[float], level: float) -> list[bool]:
 def below_floor(counts: np.ndarray, floors: dict[int, float], strict: bool = False) -> dict[int, float]:
     """Classes whose IoU is under its floor, with the figure held against it: the IoU, or where `strict` its lower 95 % bound."""
     found = influence(counts)
-    held = {c: float(found.iou[c]) - (Z95 * (error(found.image[:, c]) or math.inf) if strict else 0.0) for c in floors}
+    held = {c: float(found.iou[c]) - (Z95 * known_or_worst(error(found.image[:, c])) if strict else 0.0) for c in floors}
     return {c: value for c, value in held.items() if not value >= floors[c]}  # a class never seen is under any floor
+
+
+def known_or_worst(se: float | None) -> float:
+    """An error that is not known is taken for the worst."""
+    return math.inf if se is None else se
 
 
 def share_kept(reference: np.ndarray, candidate: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Whether a candidate is slower than its baseline, decided from paired rounds: noise can delay or withhold a verdict, not turn it.
+"""Whether a candidate is slower than its baseline, decided from paired rounds: noise delays a verdict or withholds it, and rarely turns it.
 
 A round is a fresh process for each of the two (where memory lies differs from process to process, and no number of runs averages that
 away) whose runs take turns in random order; its one figure is ln(median of the candidate / median of the baseline). What slows the
@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.errors import BadData
 
 LOOKS = (10, 20, 30, 45, 60)  # rounds after which the figures are looked at
-PASS_LEVEL = 0.01  # of each look: a candidate slower by the tolerance or more passes in at most 5 of 100 gates, whatever the noise
+PASS_LEVEL = 0.01  # of each look: a candidate slower by the tolerance or more passes in at most 5 of 100 gates, however much noise
 FAIL_LEVEL = 0.002  # of each look, against half the tolerance
 CONFIDENCE = 0.95  # of the interval that is told beside a verdict
 

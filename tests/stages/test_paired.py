@@ -118,6 +118,9 @@ def test_floors_are_held_against_the_iou_or_where_strict_against_its_lower_bound
     strict = paired.below_floor(table, {0: iou[0] - 0.1, 2: iou[2] - 20}, strict=True)
     assert list(strict) == [0] and iou[0] - 6 < strict[0] < iou[0] - 0.2
     assert math.isnan(paired.below_floor(np.zeros((2, 4, 3), int), {3: 0.0})[3])
+    flawless = np.tile([[9, 0, 0]], (5, 1, 1))
+    assert paired.below_floor(flawless, {0: 99.0}, strict=True) == {}
+    assert paired.below_floor(flawless[:1], {0: 99.0}, strict=True) == {0: -math.inf}  # one image has no lower bound
 
 
 def test_the_share_kept_is_what_mlperf_asks_for():

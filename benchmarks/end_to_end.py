@@ -68,25 +68,14 @@ def measured(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     pictures = ready.pictures_of(asked.data, tuple(asked.size), asked.split, asked.images, student, work)
     missing = {racer.name: why for racer in OURS if (why := absent(racer))}
     racers = [CONVENTIONAL, *(racer for racer in OURS if racer.name not in missing and any(word in racer.name for word in asked.only))]
-    found = {
-        "machine": machine.facts(),
-        "versions": versions(),
-        "date": time.strftime("%Y-%m-%d"),
-        "load": [load()],
-        "threads": asked.threads,
-    }
-    found |= {
-        "size": list(asked.size),
-        "pictures": pictures.what,
-        "rounds": asked.rounds,
-        "runs": asked.runs,
-        "absent": missing,
-        "results": [],
-    }
+    found = {"machine": machine.facts(), "versions": versions(), "date": time.strftime("%Y-%m-%d"), "load": [load()]}
+    found |= {key: getattr(asked, key) for key in ("threads", "size", "rounds", "runs")}
+    found |= {"pictures": pictures.what, "absent": missing, "results": []}
     print("\n".join(heading(found)), flush=True)
     children = []
     try:
-        children += [Child(racer, work) for racer in racers]
+        for racer in racers:
+            children.append(Child(racer, work))
         for classes in asked.classes:
             for name, row, net, seen in networks(asked, student, classes, pictures):
                 found["results"].append(result := {"network": name, "classes": classes, "model": row.model_dump(mode="json")})
@@ -124,7 +113,7 @@ def raced(asked, children: list[Child], row, net, pictures: Pictures, work: Path
         say(f"{work.name}: class maps of {child.racer.name}")
         spec = {"racer": list(child.racer), **files[child.racer.name], **common}
         child.ask(open=spec, images=str(work / "timed.npy"), warm_ms=asked.warm_ms)
-        maps = child.maps(work / "judged.npy", work / f"{len(found)}.npy")
+        maps = child.maps(work / "judged.npy")
         plain = maps if plain is None else plain  # the conventional path comes first
         found[child.racer.name] = judged(maps, plain, pictures.labels, classes) | {"exact": child.racer.exact}
     require_same(found)
@@ -261,7 +250,7 @@ def parser(arguments: list[str] | None) -> argparse.ArgumentParser:
     made.add_argument("--store", type=Path, default=Path(".stillhouse"), help="where RUN/STAGE lies")
     made.add_argument("--data", type=Path, metavar="CAMVID", help="pictures and labels in CamVid's form; without it pictures are drawn")
     made.add_argument("--split", default="test", help="whose pictures are judged; calibration is always from train")
-    made.add_argument("--images", type=int, default=0, help="at most so many of that split; 0: all")
+    made.add_argument("--images", type=int, default=0, help="at most so many of that split, evenly spread; 0: all")
     made.add_argument("--no-random", action="store_true", help="race the student only")
     made.add_argument("--model", default="segformer", help="the random network where there is no student")
     made.add_argument("--classes", type=int, nargs="+", default=[19, 150])

@@ -169,9 +169,13 @@ class Child:
             raise errors.BY_NAME[answer["error"]](f"{self.racer.name}: {answer['message']}")
         return answer
 
-    def maps(self, pictures: Path, to: Path) -> np.ndarray:
-        self.ask(maps=str(pictures), to=str(to))
-        return np.load(to, mmap_mode="r")
+    def maps(self, pictures: Path) -> np.ndarray:
+        """pictures: uint8 (N, H, W, 3) in a .npy file -> uint8 (N, H, W)."""
+        passing = pictures.with_suffix(".maps.npy")
+        self.ask(maps=str(pictures), to=str(passing))
+        maps = np.load(passing)
+        passing.unlink()
+        return maps
 
     def end(self) -> None:
         self.process.stdin.close()

@@ -146,6 +146,9 @@ def open_session(settings: dict[str, Any], folder: Path, facts: dict[str, Any]) 
                 f"{unfit}. It was built by {built.get('runtime', 'an unknown version')} on {built.get('gpu', 'an unknown GPU')}; "
                 f"here is {build_tensorrt.named(trt)} on {gpu_names()}: build it again here from its ONNX file"
             ) from None
+        except RuntimeError as error:  # of the driver: most often its memory is full
+            advice = "if its memory is full, end what else runs there or build for a smaller batch"
+            raise Missing(f"the GPU does not open {plan}: {error}; {advice}") from None
     ran = {"runtime": build_tensorrt.named(trt), "provider": machine.gpus()[0]["name"], "precision": facts["ran"]["precision"]}
     return Session(runner, ran | {"threads": None, "memory": memory.name})
 

@@ -161,6 +161,7 @@ class Config:
     """The real one, which checks arguments, but for the timing cache and for levels that TensorRT-RTX does not have."""
 
     def __init__(self, trt, real):
+        real.set_flag(trt.BuilderFlag.TF32)  # on from the start in TensorRT, off in TensorRT-RTX
         self.__dict__.update(trt=trt, real=real, cache=None, batch=None, said={})
 
     def __getattr__(self, name):

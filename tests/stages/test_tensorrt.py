@@ -47,6 +47,7 @@ def host(monkeypatch):
         runtime_tensorrt.LOGGERS[become.trt] = runtime_tensorrt.logger(rtx)  # the real builder inside keeps its first one
         modules = {"tensorrt": become.trt} | dict.fromkeys(PACKAGES)
         modules |= double.cuda_python(become.memory, most) if "cuda-python" in memories else {}
+        become.hosts = modules["cuda.bindings.runtime"] and modules["cuda.bindings.runtime"].hosts
         modules |= double.pycuda(become.memory) if "pycuda" in memories else {}
         for name, module in modules.items():
             monkeypatch.setitem(__import__("sys").modules, name, module)
@@ -73,8 +74,9 @@ def test_images_go_to_the_device_and_class_maps_come_back_for_every_batch(onnx, 
         found = session(images)
         assert found.dtype == np.uint8 and (found == expected(images)).all()
     mine, other = pictures(2, seed=5), pictures(2, seed=6)
-    run = session.bind(mine)
+    run, first = session.bind(mine), session(mine)
     kept = session(other)
+    assert (first == expected(mine)).all(), "an answer is the caller's own, not the next answer's buffer"
     run()
     assert (session.runner.memory.name, len(here.memory.streams)) == (
         memory,
@@ -233,11 +235,12 @@ def test_what_a_session_took_of_the_device_it_gives_back(onnx, tmp_path, host, m
     assert sorted(map(len, here.memory.blocks.values())) == [6144, 18432, 49152, 147456]  # one image, and the eight of the largest batch
     del session, run
     assert here.memory.blocks == {}
+    assert memory == "pycuda" or here.hosts == {}  # pycuda frees pinned memory itself
 
 
 def test_a_device_without_memory_is_told_in_the_words_of_the_driver(onnx, tmp_path, host):
     host(most=1000)
-    with pytest.raises(BadData, match="CUDA: out of memory"):
+    with pytest.raises(Missing, match=r"CUDA: out of memory; .* build for a smaller batch"):
         row().build(onnx, tmp_path)
 
 

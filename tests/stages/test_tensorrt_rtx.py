@@ -99,7 +99,8 @@ def test_b0_is_built_in_every_precision_and_its_layers_types_and_quantised_input
     onnx, tmp_path, precision, kind
 ):
     source = onnx[precision]
-    network = row().build(source, tmp_path)["network"]
+    batch = [1, 1, 8] if precision == "f32" else [1, 1, 1]  # one batch is built in two thirds of the time
+    network = row(batch=batch).build(source, tmp_path)["network"]
     assert (tmp_path / "engine.plan").stat().st_size > 3_000_000
     operators = counted(source)
     assert network["types"]["CONVOLUTION"] == {kind: operators["Conv"]} and operators["Conv"] == 23

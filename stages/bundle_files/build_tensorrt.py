@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SKIPPED = re.compile(r"insufficient (device )?memory|insufficient workspace|sufficient workspace|memory is insufficient", re.IGNORECASE)
+# As the builder says it: "Skipping tactic 28 due to insufficient memory", "Requested amount of GPU memory ... could not be allocated".
+SKIPPED = re.compile(r"insuff?icient memory|memory is insufficient|sufficient workspace|memory .* could not be allocated", re.IGNORECASE)
 
 
 class Failed(Exception):

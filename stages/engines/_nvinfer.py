@@ -100,7 +100,7 @@ def build(settings: dict[str, Any], source: Artifact, out: Path) -> dict[str, An
         "network": described,
         "built": {"runtime": build_tensorrt.named(trt), "gpu": gpu_names(), "options": options, "timing": made.timing_said},
     }
-    return facts | {"warnings": warnings[:KEPT_WARNINGS], "skipped_tactics": skipped} | looked_into(settings, out, facts)
+    return facts | {"warnings": warnings[:KEPT_WARNINGS], "skipped_tactics": len(skipped)} | looked_into(settings, out, facts)
 
 
 def agreeing(described: dict[str, Any], source: Artifact) -> dict[str, Any]:

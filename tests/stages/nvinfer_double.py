@@ -130,7 +130,12 @@ class Builder:
         for severity, text in self.trt.messages:
             self.logger.log(severity, text)
         onnx = Parser.parsed[id(network)]
-        head = {"version": self.trt.__version__, "device": self.trt.device, "batch": config.batch, "portable": config.portable()}
+        head = {
+            "version": self.trt.__version__,
+            "device": self.trt.device,
+            "batch": config.batch or [list(network.get_input(0).shape)] * 3,
+            "portable": config.portable(),
+        }
         head["outputs"] = [network.get_output(i).name for i in range(network.num_outputs)]
         return json.dumps(head).encode() + b"\n" + onnx
 

@@ -5,6 +5,7 @@ the network. kernels/upsample_argmax/argmax.c never writes them. Its class maps 
 logits of a pixel are equal within rounding.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,11 @@ PLAIN = {"Resize", "ArgMax", "Cast", "Shape", "Slice", "Gather", "Concat", "Cons
 WAYS = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}  # Resize's coordinates: align_corners
 
 
-def cut(source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
-    """The network from image to logits as a serialised ONNX model, and the facts a Tail is made of; writes FILE into `out`."""
+def cut(source: Artifact, out: Path, suited: Callable[["GraphProto", int], None]) -> tuple[bytes, dict[str, Any]]:
+    """The network from image to logits as a serialised ONNX model, and the facts a Tail is made of.
+
+    Writes FILE into `out`, in the form of _forms.py that suits the runtime.
+    """
     import onnx
 
     if "align_corners" not in source.facts:
@@ -36,6 +40,8 @@ def cut(source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
     ends = {value.name: value for value in whole.graph.output}
     tail = part(whole, logits, ends["classmap"])
     require_plain(tail.graph, facts["align_corners"], source.name)
+    suited(tail.graph, facts["classes"])
+    onnx.checker.check_model(tail, full_check=True)
     (out / FILE).write_bytes(tail.SerializeToString(deterministic=True))
     return part(whole, whole.graph.input[0], logits).SerializeToString(deterministic=True), facts
 

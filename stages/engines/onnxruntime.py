@@ -13,7 +13,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.errors import Missing
 from stages import machine, onnxfile
-from stages.engines import Engine, _tail, answer, need, opening
+from stages.engines import Engine, _forms, _tail, answer, need, opening
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -47,7 +47,7 @@ class OnnxRuntime(Engine):
             shutil.copyfile(source.file("model.onnx"), out / "engine.onnx")
             return {"ran": session.ran}
         onnxfile.check(source.file("model.onnx"))
-        network, facts = _tail.cut(source, out)
+        network, facts = _tail.cut(source, out, _forms.classes_last)
         (out / "engine.onnx").write_bytes(network)
         return {"tail": facts, "ran": self.open(out, {"tail": facts}).ran}
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.errors import Missing
 from stages import machine, onnxfile
-from stages.engines import Engine, _ir, _tail, answer, need, opening
+from stages.engines import Engine, _forms, _ir, _tail, answer, need, opening
 
 TYPES = {"f32": "float32", "bf16": "bfloat16"}  # as the runtime prints them
 
@@ -44,7 +44,7 @@ class OpenVino(Engine):
         onnxfile.check(source.file("model.onnx"))
         ov, file, given, facts = silent(), source.file("model.onnx"), source.file("model.onnx"), {}
         if self.argmax == "native":
-            given, facts["tail"] = _tail.cut(source, out)
+            given, facts["tail"] = _tail.cut(source, out, _forms.where_the_maximum_is)
         with opening(file, "openvino", file.stat().st_size):
             ov.save_model(ov.Core().read_model(given), out / "engine.xml", compress_to_fp16=False)
         return {**facts, "ran": self.open(out, facts).ran}

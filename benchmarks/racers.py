@@ -1,10 +1,8 @@
 """Those that benchmarks/end_to_end.py races, each in a process of its own: a decoded image goes in, its class map comes out.
 
 The parent asks in lines of JSON on the child's standard input: {"open": spec} opens a file, {"maps": FILE, "to": FILE} gives the class
-maps of pictures, {"runs": n, ...} times n runs. So what is timed is what gave the maps that were judged. A child that needs no torch
-does not import it: the conventional path and whoever calls the argmax kernel do.
-
-`native` here cuts the graph at `logits` and calls kernels.upsample_argmax; engines that can do so themselves take its place: `row()`.
+maps of pictures, {"runs": n, ...} times n runs. So what is timed is what gave the maps that were judged. Only the conventional path
+needs torch, and has it in its process.
 """
 
 import json
@@ -41,10 +39,10 @@ class Racer(NamedTuple):
 
     def row(self) -> Any:
         """The product's engine that runs it."""
-        if self.runtime == "onnxruntime":
-            return ENGINES.row("onnxruntime").model_validate({"kind": "onnxruntime"})
-        hint = "bf16" if "bf16" in self.precision else "f32"
-        return ENGINES.row("openvino").model_validate({"kind": "openvino", "precision": hint})
+        settings = {"kind": self.runtime, "argmax": self.tail}
+        if self.runtime == "openvino":
+            settings["precision"] = "bf16" if "bf16" in self.precision else "f32"
+        return ENGINES.row(self.runtime).model_validate(settings)
 
 
 CONVENTIONAL = Racer("conventional: onnxruntime f32, torch", "onnxruntime", "f32", "torch")
@@ -67,9 +65,9 @@ def absent(racer: Racer) -> str | None:
     """Why this machine cannot run it."""
     if "bf16" in racer.precision and not machine.has_bf16():
         return f"{machine.cpu_name()} has no bfloat16 arithmetic"
-    from kernels import native
+    from kernels import arrays
 
-    if racer.tail == "native" and (why := native.why_not()):
+    if racer.tail == "native" and (why := arrays.why_not()):
         return f"the compiled library cannot be used: {why}"
     packages = [racer.runtime] + (["nncf"] if racer.runtime == "openvino" and "int8" in racer.precision else [])
     missing = [name for name in packages if machine.version(name) == "missing"]
@@ -80,67 +78,35 @@ def absent(racer: Racer) -> str | None:
 
 
 def opened(spec: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """`spec`: the racer's fields, files (what stages of benchmarks/ready.py wrote), align_corners, mean, std (of 0..255), threads."""
+    """`spec`: the racer's fields, what benchmarks/ready.py made for it, and threads."""
     racer, threads = Racer(*spec["racer"]), spec["threads"]
-    if racer.tail == "graph":
-        row = racer.row().model_copy(update={"threads": threads})
-        session = row.open(Path(spec["folder"]), spec["facts"])
-        return lambda image: session(image[None])[0]
-    import torch
-
-    torch.set_num_threads(threads)
     if racer.tail == "torch":
-        return conventional(logits_of("onnxruntime", spec["file"], "f32", threads), spec)
-    from kernels.upsample_argmax import upsample_argmax
-
-    logits = logits_of(racer.runtime, spec["file"], racer.precision, threads)
-
-    def run(image):
-        low = torch.from_numpy(logits(image[None]))
-        return upsample_argmax(low, image.shape[:2], spec["align_corners"], using="cpu")[0].numpy()
-
-    return run
+        return conventional(spec, threads)
+    session = racer.row().model_copy(update={"threads": threads}).open(Path(spec["folder"]), spec["facts"])
+    return lambda image: session(image[None])[0]
 
 
-def conventional(logits: Callable, spec: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+def conventional(spec: dict[str, Any], threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """As most scripts do it: normalise in numpy, run the network, enlarge the logits and take their argmax in torch."""
     import torch
     from torch.nn.functional import interpolate
 
-    mean, std = (np.array(spec[name], np.float32) for name in ("mean", "std"))
+    torch.set_num_threads(threads)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    ort = need("onnxruntime", "pip install onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, threads
+    session = ort.InferenceSession(spec["file"], options, providers=["CPUExecutionProvider"])
+    name, (mean, std) = session.get_inputs()[0].name, (np.array(spec[key], np.float32) for key in ("mean", "std"))
 
     @torch.inference_mode()
     def run(image):
         x = np.ascontiguousarray(((image.astype(np.float32) - mean) / std).transpose(2, 0, 1))[None]
-        large = interpolate(torch.from_numpy(logits(x)), image.shape[:2], mode="bilinear", align_corners=spec["align_corners"])
+        logits = torch.from_numpy(session.run(["logits"], {name: x})[0])
+        large = interpolate(logits, image.shape[:2], mode="bilinear", align_corners=spec["align_corners"])
         return large.argmax(1)[0].to(torch.uint8).numpy()
 
     return run
-
-
-def logits_of(runtime: str, file: str, precision: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The runtime on a file whose only output is `logits`."""
-    if runtime == "onnxruntime":
-        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        ort = need("onnxruntime", "pip install onnxruntime")
-        options = ort.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 3, threads
-        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda x: session.run(["logits"], {name: x})[0]
-    from stages.engines.openvino import TYPES, silent
-
-    hint = "bf16" if "bf16" in precision else "f32"
-    core = silent().Core()
-    model = core.read_model(file)
-    model.reshape({"image": [1, *list(model.input("image").partial_shape)[1:]]})
-    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    compiled = core.compile_model(model, "CPU", settings)
-    ran = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    if ran not in (hint, TYPES[hint]):
-        raise errors.Missing(f"openvino was asked for {hint} and compiled {ran}")
-    request = compiled.create_infer_request()
-    return lambda x: request.infer({"image": x})["logits"]
 
 
 # The child, and the parent's side of it.

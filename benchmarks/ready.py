@@ -1,17 +1,13 @@
 """Makes ready what benchmarks/end_to_end.py races: the padded student and the random network, exported, cut and quantised.
 
-The conventional file is the plain export between the normalised image and the logits; ours is the rewritten export, with its tail and,
-for whoever does the tail outside, without. INT8 is calibrated here in the few lines that tutorials show; a quantize stage takes their
-place in `onnxruntime_int8` and `openvino_int8`.
+The conventional file is the plain export between the normalised image and the logits. Ours are engines of the rewritten export, which
+the stages export, quantize and optimize would make: built by the same functions.
 """
 
 import json
-import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,15 +20,14 @@ from benchmarks.racers import Racer
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stillhouse
 from stages import graph
-from stages.engines import need
-from stages.engines.openvino import silent
 from stages.export import write
+from stages.int8 import quantised
 from stages.measure.parity import probes
 from stages.models import Model, open_model, row_of
+from stages.quantize import loaded
 
 OPSET = 20
 DRAWN, CALIBRATED = 8, 32  # pictures
-QUANTISED = ("Conv", "MatMul", "Gemm")  # onnxruntime's own preparation turns MatMul + Add into Gemm
 
 
 class Pictures(NamedTuple):
@@ -121,23 +116,28 @@ def files(row: Model, net: torch.nn.Module, size: tuple[int, int], racers: list[
     """What each racer opens: {name: {"file": ..} or {"folder": .., "facts": ..}}. `calibration`: uint8 (N, H, W, 3)."""
     work.mkdir()
     plain, rewritten = (graph.exported(each, size, "dynamo", OPSET, True) for each in (net, row.folded(net)))
-    conventional, short, whole = (work / f"{name}.onnx" for name in ("conventional", "logits", "model"))
+    conventional, classes = work / "conventional.onnx", plain.graph.output[1].type.tensor_type.shape.dim[1].dim_value
     conventional.write_bytes(cut(plain, normalised(plain)).SerializeToString())
-    short.write_bytes(cut(rewritten, "image").SerializeToString())
-    source = Artifact("onnx", "OnnxModel", "", write(rewritten, whole, keep_logits=False).parent, {"size": list(size)})
-    int8, found = {}, {}
-    for racer in racers:
-        if racer.tail == "graph":
-            folder = work / f"{racer.runtime}_{racer.precision}"
-            folder.mkdir()
-            found[racer.name] = {"facts": racer.row().build(source, folder), "folder": str(folder)}
+    facts = {"size": list(size), "classes": list(map(str, range(classes))), "align_corners": net.align_corners}
+    sources, found = {"f32": artifact(rewritten, facts, work / "f32")}, {}
+    for k, racer in enumerate(racers):
+        if racer.tail == "torch":
+            found[racer.name] = {"file": str(conventional)}
             continue
-        file = conventional if racer.tail == "torch" else short
-        if "int8" in racer.precision:
-            quantise = {"onnxruntime": onnxruntime_int8, "openvino": openvino_int8}[racer.runtime]
-            file = int8[racer.runtime] = int8.get(racer.runtime) or quantise(short, calibration, work)
-        found[racer.name] = {"file": str(file)}
+        source = f"{racer.runtime} int8" if "int8" in racer.precision else "f32"
+        if source not in sources:
+            proto = quantised(loaded(sources["f32"].file("model.onnx")), calibration, racer.runtime, work)
+            sources[source] = artifact(proto, facts | {"precision": "int8"}, work / source.replace(" ", "_"))
+        folder = work / f"engine_{k}"
+        folder.mkdir()
+        found[racer.name] = {"facts": racer.row().build(sources[source], folder), "folder": str(folder)}
     return found
+
+
+def artifact(proto: onnx.ModelProto, facts: dict[str, Any], folder: Path) -> Artifact:
+    folder.mkdir()
+    write(proto, folder / "model.onnx", keep_logits=False)
+    return Artifact(folder.name, "OnnxModel", "", folder, facts)
 
 
 def cut(proto: onnx.ModelProto, start: str) -> onnx.ModelProto:
@@ -148,61 +148,6 @@ def cut(proto: onnx.ModelProto, start: str) -> onnx.ModelProto:
 def normalised(proto: onnx.ModelProto) -> str:
     """The tensor that the first convolution reads: what lies before it is Transpose, Cast and normalising."""
     return next(node.input[0] for node in proto.graph.node if node.op_type == "Conv")
-
-
-def onnxruntime_int8(file: Path, calibration: np.ndarray, work: Path) -> Path:
-    """Q/DQ with unsigned activations and a scale per channel of the weights; the logits stay float."""
-    need("onnxruntime", "pip install onnxruntime")
-    from onnxruntime import quantization as q
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared, out = work / "prepared.onnx", work / "onnxruntime_int8.onnx"
-    with hushed():
-        quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
-        last = next(node.name for node in reversed(onnx.load(prepared).graph.node) if node.op_type in QUANTISED)
-        how = {"activation_type": q.QuantType.QUInt8, "weight_type": q.QuantType.QInt8, "per_channel": True}
-        how |= {"op_types_to_quantize": list(QUANTISED), "nodes_to_exclude": [last], "quant_format": q.QuantFormat.QDQ}
-        q.quantize_static(str(prepared), str(out), Reader(calibration), **how)
-    return out
-
-
-class Reader:
-    """Calibration as onnxruntime.quantization reads it: one picture after the other, then None."""
-
-    def __init__(self, calibration: np.ndarray):
-        self.left = iter(calibration)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        picture = next(self.left, None)
-        return None if picture is None else {"image": np.array(picture)[None]}
-
-
-def openvino_int8(file: Path, calibration: np.ndarray, work: Path) -> Path:
-    """NNCF without its bias correction, which fails on folded heads (3.4.0), and with unsigned activations.
-
-    Its own choice is signed ones where values are; with them OpenVINO 2026.4 gave half the pixels of a trained SegFormer another class.
-    """
-    ov, out = silent(), work / "openvino_int8.xml"
-    with hushed():
-        nncf = need("nncf", "pip install nncf")
-        model = ov.Core().read_model(file)
-        model.reshape({"image": [1, *list(model.input("image").partial_shape)[1:]]})
-        how: dict[str, Any] = {"advanced_parameters": nncf.AdvancedQuantizationParameters(disable_bias_correction=True)}
-        how["preset"] = nncf.QuantizationPreset.MIXED
-        pictures = nncf.Dataset([np.array(picture)[None] for picture in calibration])
-        ov.save_model(nncf.quantize(model, pictures, subset_size=len(calibration), **how), out, compress_to_fp16=False)
-    return out
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """What quantisers print and log is not for the table."""
-    logging.disable(logging.WARNING)
-    try:
-        with graph.quiet():
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 class Job:

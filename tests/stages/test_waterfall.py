@@ -150,7 +150,7 @@ FULL |= {"budget": {"drop": 0.2, "agreement": 0.995}}
         ({"change": -0.1, "standard_error": 9.0, "most_lost": 0.15}, "keeps", ""),  # certain, whatever the error
         ({"change": 0.4, "standard_error": 0.1, "most_lost": 3.0, "agreement": 0.96}, "loses", "onnx changes 4.00% of the pixels (asked"),
         ({"change": -1.0, "standard_error": None, "most_lost": 3.0}, "unclear", "of one image alone"),
-        ({"change": -0.5, "standard_error": 0.01, "most_lost": None}, "loses", "0.5 points"),
+        ({"change": -0.5, "standard_error": 0.01, "most_lost": 0.9}, "loses", "0.5 points"),
     ],
 )
 def test_a_loss_is_told_from_noise(changes, state, text):

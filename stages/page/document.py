@@ -151,6 +151,8 @@ def _details(facts: dict) -> Safe:
     about = {f"data set {d['stage']}" if several else "data set": _data(d) for d in facts["data"]}
     about |= {"exit code": facts["run"]["exit"]} | flat(facts["machine"])
     about |= {f"measured on: {k}": v for k, v in flat(measured_on).items() if about.get(k) != v}
+    conditions = facts["measured"] and facts["measured"]["conditions"]
+    about |= {f"while times were measured: {k}": v for k, v in conditions["seen"].items()} if conditions else {}
     return el(
         "section",
         el("h2", "The run"),

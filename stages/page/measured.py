@@ -4,6 +4,13 @@ from typing import Any
 
 from .words import clean, name, number
 
+SEEN = {  # of stages/measure/quiet.py
+    "seconds": "seconds of measuring",
+    "waited": "share of them in which somebody waited for a core",
+    "running": "other programs that wanted to run",
+    "throttled": "stops by a limit on processor time",
+    "stolen": "share of the processor given to other guests",
+}
 STATES = ("loses", "keeps", "unclear")
 
 
@@ -18,12 +25,15 @@ def waterfall(measurement: dict) -> dict | None:
 
 
 def conditions(measurement: dict) -> dict | None:
-    """{"valid", "reasons"} of the times; None where none were measured."""
+    """{"valid", "reasons", "seen"} of the times; None where none were measured."""
     told = _mapping(measurement.get("conditions"))
     if not told:
         return None
     reasons = told.get("reasons") if isinstance(told.get("reasons"), list) else []
-    return {"valid": told.get("valid") is True, "reasons": [clean(reason, 200) for reason in reasons[:8]]}
+    seen = {word: number(told.get(key)) for key, word in SEEN.items()}
+    mhz = told.get("mhz") if isinstance(told.get("mhz"), list) else []
+    seen["processor clocks, MHz"] = " to ".join(f"{value:g}" for value in map(number, mhz[:2]) if value is not None) or None
+    return {"valid": told.get("valid") is True, "reasons": [clean(reason, 200) for reason in reasons[:8]], "seen": seen}
 
 
 def kept(model: dict) -> dict | None:

@@ -503,7 +503,8 @@ def test_a_rule_that_could_not_be_told_is_neither_passed_nor_failed(tmp_path):
 def test_the_state_of_the_machine_the_bounds_and_what_int8_brought_are_shown(tmp_path):
     run, artifacts = fake_run(tmp_path, pictures=0)
     measurement = artifacts["measured"].json("measurement.json")
-    measurement["conditions"] = {"valid": False, "reasons": ["somebody waited", "it was hot"]}
+    seen = {"waited": 0.56, "running": 3.2, "throttled": 0, "stolen": None, "mhz": [800.0, 3100.0]}
+    measurement["conditions"] = {"valid": False, "reasons": ["somebody waited", "it was hot"]} | seen
     engine = measurement["models"]["engine"]
     engine["latency"]["image_ms"] |= {"p50_low": 4.0, "p50_high": 4.3, "p90_most": 5.5, "p99_most": None}
     engine["latency"]["image_cpu_ms"] = {"p50": 7.7}
@@ -514,6 +515,7 @@ def test_the_state_of_the_machine_the_bounds_and_what_int8_brought_are_shown(tmp
     assert [c.strip("|") for c in row[7:10]] == ["4.1|4.0 to 4.3", "4.6|≤ 5.5", "6.0"]
     assert "processor time 7.7 ms an image|INT8 not kept, it is no faster: 4.1 ms against 3.9 ms" in row[0]
     assert "inconclusive: somebody waited; it was hot." in seen.text()
+    assert "somebody waited for a core 0.56" in seen.text() and "MHz 800 to 3100" in seen.text()
     measurement["conditions"] = {"valid": True, "reasons": []}
     artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
     assert "inconclusive" not in Seen(render(run, artifacts)[0]).text()

@@ -51,7 +51,7 @@ def test_an_unbroken_line_names_nobody_and_tells_every_hop(line, tmp_path):
     worst = hops["int8"]["worst"]
     assert worst["change"] == min(c for c in hops["int8"]["classes"] if c is not None)
     assert hops["int8"]["classes"][found["classes"].index(worst["class"])] == worst["change"]
-    assert found["models"]["int8"]["boundary_f"] == hops["int8"]["boundary_f"] > 10
+    assert found["models"]["int8"]["boundary_f"] == hops["int8"]["boundary_f"] > 5
 
 
 def broken_normalisation(line, folder):

@@ -1,12 +1,13 @@
 """INT8 after training: ranges from calibration images, rounding as Q/DQ in the ONNX file, in the form that each runtime takes.
 
-| runtime     | by                       | activations               | weights, per channel | Q/DQ stand                          | bias  |
-|-------------|--------------------------|---------------------------|----------------------|-------------------------------------|-------|
-| onnxruntime | onnxruntime.quantization | uint8, any zero           | int8, zero at 0      | before layers and after Conv        | int32 |
-| tensorrt    | onnxruntime.quantization | int8, zero at 0           | int8, zero at 0      | before layers                       | float |
-| openvino    | nncf                     | uint8, any zero           | int8, zero at 0      | before layers                       | float |
+| runtime     | by                       | activations     | weights, per channel| Q/DQ stand                  | bias  | all else |
+|-------------|--------------------------|-----------------|---------------------|-----------------------------|-------|----------|
+| onnxruntime | onnxruntime.quantization | uint8, any zero | int8, zero at 0     | before layers, after Conv   | int32 | float32  |
+| tensorrt    | onnxruntime.quantization | int8, zero at 0 | int8, zero at 0     | before layers               | float | float16  |
+| openvino    | nncf                     | uint8, any zero | int8, zero at 0     | before layers               | float | float32  |
 
-Layers are Conv, MatMul and Gemm, attention's own products among them; LayerNorm, Softmax, sums, enlarging and the logits stay float.
+Layers are Conv, MatMul and Gemm, attention's own products among them (NNCF leaves out that of queries and keys); LayerNorm, Softmax,
+sums and enlarging are not rounded, and the logits are float32.
 onnxruntime has an integer Conv only where its result is rounded too; of MatMul it takes the float result. TensorRT refuses a zero
 elsewhere than at 0, and a rounded bias. OpenVINO 2026.4 is wrong on some graphs with int8 activations (0.49 to 0.68 of the pixels).
 NNCF's bias correction is off, because it fails on heads with folded BatchNorm (3.4.0); SmoothQuant too, because it changes weights,
@@ -37,6 +38,7 @@ OPTIONS = {  # of onnxruntime.quantization: operators looked at, type of activat
         {"OpTypesToExcludeOutputQuantization": [*qdq.LAYERS], "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
     ),
 }
+HALF = ("tensorrt",)  # its GPUs are made for float16, and it builds exactly the types it is given
 ROUNDING = {"onnxruntime": ("Conv",), "tensorrt": (), "openvino": ()}  # layers whose results are rounded too
 
 

@@ -10,7 +10,6 @@ from pipeline.artifact import Artifact
 from pipeline.stage import Job, Later, Made, Stage, Takes
 from stages import elsewhere, machine, sidecar
 from stages.engines import TABLE as ENGINES
-from stages.quantize import SUITS, Quantize
 
 FIELDS = {"OnnxModel": "onnx", "Checkpoint": "checkpoint"}  # what an engine takes -> the field that names it
 OF_ONNX = ("opset", "exporter", "batch", "parameters", "source", "precision", "quantized")  # facts an engine keeps of its ONNX file
@@ -50,10 +49,8 @@ class Optimize(Stage):
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
         found, source = [], earlier.get(self.onnx)
-        if isinstance(source, Quantize) and self.engine.kind not in SUITS[source.runtime]:
-            text = f"{self.onnx} is quantised for {source.runtime}, and {self.engine.kind} may run such a graph wrong without a word"
-            wanted = next((runtime for runtime, engines in SUITS.items() if self.engine.kind in engines), "(none: leave it in float)")
-            found.append((("onnx",), f"{text}: use one with runtime: {wanted}"))
+        if source is not None and source.kind == "quantize" and (unsuited := source.unsuited(self.engine.kind)):
+            found.append((("onnx",), f"{self.onnx} is {unsuited}"))
         if not getattr(getattr(earlier.get(self.timing), "engine", None), "keeps_timing", True):
             text = f"{self.timing} keeps no timing cache; name a stage whose engine is of kind {self.engine.kind}"
             found.append((("timing",), text))

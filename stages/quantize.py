@@ -27,6 +27,7 @@ SUITS = {  # runtime of the quantised file -> engines that run it as it is meant
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt_rtx", "onnxruntime"),
 }
+OPSET = 19  # the first in which QuantizeLinear takes float16
 RANKED_ON = 4  # images on which layers are put in order
 LEAST_AGREEMENT = 0.99  # of class maps in float16 with those in float32; it is 0.9995 on random weights
 
@@ -64,8 +65,21 @@ class Quantize(Stage):
         return self
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        twice = isinstance(earlier.get(self.onnx), Quantize)
-        return [(("onnx",), f"{self.onnx} is quantised already: name the stage that exported it")] if twice else []
+        source, found = earlier.get(self.onnx), []
+        if isinstance(source, Quantize):
+            found.append((("onnx",), f"{self.onnx} is quantised already: name the stage that exported it"))
+        if self.to == "int8" and self.runtime == "tensorrt" and getattr(source, "opset", OPSET) < OPSET:
+            text = f"int8 for tensorrt has float16 between its layers, and Q/DQ know that from opset {OPSET} on: write opset: {OPSET}"
+            found.append((("onnx",), f"{text} in {self.onnx}"))
+        return found
+
+    def unsuited(self, engine: str) -> str | None:
+        """Why an engine of this kind must not be built from what this stage makes."""
+        if engine in SUITS[self.runtime]:
+            return None
+        suited = next((runtime for runtime, engines in SUITS.items() if engine in engines), None)
+        advice = f"use one with runtime: {suited}" if suited else "use the float one"
+        return f"quantised for {self.runtime}, and {engine} may run such a graph wrong without a word: {advice}"
 
     def environment(self) -> dict[str, str]:
         packages = ("onnxruntime", "onnxruntime-gpu"), *((("nncf",), ("openvino",)) if self.runtime == "openvino" else ())
@@ -139,29 +153,43 @@ def loaded(file: Path) -> "ModelProto":
 
 
 def to_fp16(stage: Quantize, proto: "ModelProto", looked_at: Looked, job: Job) -> "tuple[ModelProto, dict, dict | None]":
-    from stages import fp16, ranges
-
-    made, kept = fp16.converted(proto, ranges.largest(proto, looked_at.images(looked_at.calibration)))
-    job.say(f"float16, with {len(kept)} nodes kept in float32" + "".join(f"; {one.node}: {one.why}" for one in kept[:5]))
-    loss = None if stage.budget is None else Loss(proto, looked_at, stage.runtime, job.state)(made)
-    if loss is not None and loss > stage.budget:
-        raise Stillhouse(f"float16 loses {loss:.2f} mIoU points of {stage.budget:g} allowed; nothing was published. Stay with float32")
-    return made, {"tool": "stillhouse", "excluded": [one._asdict() for one in kept], "loss": loss}, None
+    made, kept = halved(proto, looked_at)
+    job.say(f"float16, with {len(kept)} nodes kept in float32" + "".join(f"; {one['node']}: {one['why']}" for one in kept[:5]))
+    loss = None if stage.budget is None else within(stage.budget, Loss(proto, looked_at, stage.runtime, job.state)(made))
+    return made, {"tool": "stillhouse", "excluded": kept, "loss": loss}, None
 
 
 def to_int8(stage: Quantize, proto: "ModelProto", looked_at: Looked, job: Job) -> "tuple[ModelProto, dict, dict | None]":
     from stages import int8, qdq
     from stages.sensitivity import Graphs, search
 
-    made, tried = int8.quantised(proto, looked_at.images(looked_at.calibration), stage.runtime, job.state), None
-    layers = len(qdq.layers(made))
+    made = int8.quantised(proto, looked_at.images(looked_at.calibration), stage.runtime, job.state)
+    facts = {"tool": int8.tool(stage.runtime), "layers": len(qdq.layers(made)), "excluded": [], "loss": None, "rest": "f32"}
+    loss = tried = None
     if stage.budget is not None:
         few = list(looked_at.images(looked_at.calibration[:: -(-len(looked_at.calibration) // RANKED_ON)]))
-        graphs = Graphs(proto, made, int8.ROUNDING[stage.runtime])
-        made, tried = search(graphs, stage.budget, Loss(proto, looked_at, stage.runtime, job.state), few, job)
-    excluded = [{"node": name, "why": "costs most mIoU"} for name in tried["excluded"]] if tried else []
-    facts = {"tool": int8.tool(stage.runtime), "layers": layers, "excluded": excluded, "loss": tried and tried["loss"]}
+        loss = Loss(proto, looked_at, stage.runtime, job.state)
+        made, tried = search(Graphs(proto, made, int8.ROUNDING[stage.runtime]), stage.budget, loss, few, job)
+        facts |= {"excluded": tried["excluded"], "loss": tried["loss"]}
+    if stage.runtime in int8.HALF:
+        made, kept = halved(made, looked_at)
+        facts |= {"rest": "fp16", "kept_in_f32": kept, "loss": loss and within(stage.budget, loss(made))}
     return made, facts, tried
+
+
+def halved(proto: "ModelProto", looked_at: Looked) -> "tuple[ModelProto, list[dict[str, str]]]":
+    from stages import fp16, ranges
+
+    made, kept = fp16.converted(proto, ranges.largest(proto, looked_at.images(looked_at.calibration)))
+    return made, [one._asdict() for one in kept]
+
+
+def within(budget: float, loss: float) -> float:
+    if loss > budget:
+        raise Stillhouse(
+            f"float16 loses {loss:.2f} mIoU points of {budget:g} allowed; nothing was published. Raise budget or stay with float32"
+        )
+    return loss
 
 
 class Loss:

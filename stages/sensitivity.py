@@ -34,7 +34,7 @@ def search(
 ) -> "tuple[ModelProto, dict[str, Any]]":
     """The graph whose loss is within the budget, and what was tried. `loss_of`: mIoU points that a graph loses; images for the order."""
     loss = loss_of(graphs.quantised)
-    steps, order, excluded = [{"excluded": [], "loss": loss}], [], []
+    steps, order, names, excluded = [{"excluded": [], "loss": loss}], [], [], []
     proto = graphs.quantised
     if loss > budget:
         job.say(f"all layers in int8 lose {loss:.2f} mIoU points of {budget:g} allowed: which of them do it?")
@@ -43,13 +43,14 @@ def search(
         if loss <= budget:
             break
         heed(job)
-        excluded = [*excluded, *group["layers"]]
+        names += group["layers"]
+        excluded += [{"node": name, "why": f"rounded alone, it leaves the logits {group['alone_db']} dB"} for name in group["layers"]]
         if k == len(order) - 1:
             raise Stillhouse(
                 f"no layer can be int8 within a budget of {budget:g} mIoU points: even with {', '.join(group['layers'])} alone the loss is "
                 f"{loss:.2f}. Raise budget, write to: fp16, or give calibration more images"
             )
-        proto = graphs.without(excluded)
+        proto = graphs.without(names)
         loss = loss_of(proto)
         steps.append({"excluded": group["layers"], "loss": loss})
         job.say(f"with {', '.join(group['layers'])} in float the loss is {loss:.2f}")

@@ -1,6 +1,7 @@
 """Float16 and int8 in the ONNX file: what is rounded, what is left alone and why, and that it costs what it says."""
 
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.artifact import Artifact
-from pipeline.errors import BadData, BadRecipe, Stillhouse
+from pipeline.errors import BadData, BadRecipe, Missing, Stillhouse
 from pipeline.recipe import read
 from stages import KINDS, fp16, int8, qdq, sensitivity
 from stages.answers import answers, sqnr
@@ -30,6 +31,8 @@ stages:
 """
 QUANTIZE = "kind: quantize, data: data"
 RECIPE = RECIPE.replace("QUANTIZE", QUANTIZE)
+TWICE = f"twice: {{{QUANTIZE}, onnx: small, to: fp16, runtime: tensorrt"
+OLD = "old: {kind: export, data: data, checkpoint: student, opset: 18}"
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,15 @@ def test_tensorrt_gets_symmetric_integers_before_layers_only_and_no_rounded_bias
             axis = {"Conv": 0, "MatMul": 1}[node.op_type]
             assert [a.i for a in pair.attribute if a.name == "axis"] == [axis]
             assert len(held[pair.input[1]]) == tensor.dims[axis]
-            assert len(node.input) < 3 or held[node.input[2]].dtype == np.float32
+            assert len(node.input) < 3 or held[node.input[2]].dtype in (np.float16, np.float32)
+
+
+def test_between_its_integers_tensorrt_computes_in_float16(rounded):
+    found, proto = rounded("tensorrt"), graph_of(rounded("tensorrt"))
+    held = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    assert {held[node.input[1]] for node in proto.graph.node if node.op_type in qdq.PAIR} == {TensorProto.FLOAT16}
+    assert found.facts["quantized"]["rest"] == "fp16" and found.facts["quantized"]["kept_in_f32"] == []
+    assert rounded("onnxruntime").facts["quantized"]["rest"] == "f32"
 
 
 def test_onnxruntime_and_openvino_get_unsigned_activations(rounded):
@@ -206,15 +217,16 @@ def test_the_search_takes_the_layer_back_to_float_that_does_the_harm_and_no_othe
     told, tried = found.facts["quantized"], found.json("sensitivity.json")
     assert tried["order"][0]["layers"] == [after] and tried["order"][0]["alone_db"] < tried["order"][1]["alone_db"] - 10
     assert [step["excluded"] for step in tried["steps"]] == [[], [after]]
-    assert tried["steps"][0]["loss"] > 0.5 >= tried["steps"][1]["loss"] == told["loss"]
-    assert told["excluded"] == [{"node": after, "why": "costs most mIoU"}] and told["layers"] == 15
+    assert tried["steps"][0]["loss"] > 0.5 >= max(tried["steps"][1]["loss"], told["loss"])
+    why = f"rounded alone, it leaves the logits {tried['order'][0]['alone_db']} dB"
+    assert told["excluded"] == [{"node": after, "why": why}] and told["layers"] == 15
     assert after not in qdq.layers(graph_of(found)) and len(qdq.layers(graph_of(found))) == 14
 
 
 def test_a_budget_that_nothing_meets_is_said():
     proto = onnx.ModelProto()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stillhouse, match="no layer can be int8 within a budget of 0"):
-        patch.setattr(sensitivity, "ranked", lambda *_: [{"layers": ["a"]}, {"layers": ["b"]}])
+        patch.setattr(sensitivity, "ranked", lambda *_: [{"layers": [name], "alone_db": 1.0} for name in "ab"])
         patch.setattr(sensitivity.Graphs, "without", lambda *_: proto)
         job = type("Job", (), {"say": lambda *_: None, "stop_asked": lambda _: 0})()
         sensitivity.search(sensitivity.Graphs(proto, proto, ()), 0.5, lambda _: 7.0, [], job)
@@ -285,12 +297,13 @@ def made_by(proto, name):
     [
         ("to: int8, runtime: openvino, calibration: {split: val}", 'calibration.split: found "val"'),
         ("to: fp16, runtime: openvino", "write precision: bf16"),
+        (f"to: int8, runtime: onnxruntime}}\n  {TWICE}", "quantised already"),
         (
-            "to: int8, runtime: onnxruntime}\n  twice: {kind: quantize, data: data, onnx: small, to: fp16, runtime: tensorrt",
-            "quantised already",
+            f"to: fp16, runtime: tensorrt}}\n  {OLD}\n  other: {{{QUANTIZE}, onnx: old, to: int8, runtime: tensorrt",
+            "write opset: 19 in old",
         ),
     ],
-    ids=["calibrated on val", "float16 for a CPU that has none", "twice"],
+    ids=["calibrated on val", "float16 for a CPU that has none", "twice", "too old an opset"],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(settings, said, tmp_path):
     (tmp_path / "small.yaml").write_text(RECIPE.replace("SETTINGS", settings))
@@ -308,6 +321,12 @@ def test_a_graph_made_for_another_runtime_is_refused_where_it_could_run_wrong(ru
     else:
         with pytest.raises(BadRecipe, match=f"small is quantised for {runtime}, and {engine} may .* runtime: {engine}"):
             read(tmp_path / "small.yaml", KINDS)
+
+
+def test_without_nncf_it_is_said_what_to_install(monkeypatch, attention, tmp_path):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(Missing, match=r"pip install stillhouse\[openvino\]"):
+        int8.quantised(graph_of(attention), iter([]), "openvino", tmp_path)
 
 
 def test_calibration_and_held_out_images_are_spread_over_the_split_and_never_the_same():

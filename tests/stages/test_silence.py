@@ -33,22 +33,25 @@ time.sleep(1)
 """
 
 
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("silence")
+    dataset = small_line.data(folder)
+    return small_line.exported(folder, dataset, small_line.checkpoint(folder, dataset))
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
-def test_a_runtime_calls_nobody_and_writes_nothing_at_home(kind, tmp_path):
+def test_a_runtime_calls_nobody_and_writes_nothing_at_home(kind, onnx, tmp_path):
     if importlib.util.find_spec(kind) is None:
         pytest.skip(f"{kind} is not installed")
-    dataset = small_line.data(tmp_path)
-    onnx = small_line.exported(tmp_path, dataset, small_line.checkpoint(tmp_path, dataset))
     engine = small_line.engine(tmp_path, onnx, kind=kind, threads=1)
     traced(tmp_path, SCRIPT, kind, engine.folder)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_nncf_calls_nobody_and_writes_nothing_at_home(tmp_path):
+def test_nncf_calls_nobody_and_writes_nothing_at_home(onnx, tmp_path):
     pytest.importorskip("nncf")
-    dataset = small_line.data(tmp_path)
-    onnx = small_line.exported(tmp_path, dataset, small_line.checkpoint(tmp_path, dataset))
     traced(tmp_path, NNCF, onnx.file("model.onnx"), tmp_path)
 
 

@@ -130,20 +130,26 @@ class There:
             raise Missing(f"target {there.name} is not what it was when the run began (its packages or devices changed): run again")
 
     def build(self, row: Engine, source: Artifact, out: Path, state: Path) -> dict[str, Any]:
-        """Writes the engine's files, built there, into `out`, and opens it there; returns facts as Engine.build does."""
+        """Writes the engine's files, built there, into `out`, and opens it there; returns facts as Engine.build does.
+
+        What lies in `out` beforehand (a timing cache) is there when it builds.
+        """
         from stages import onnxfile
 
         settings, file = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx"))
-        program, onnx = builder(row.kind).read_bytes(), fsops.sha256(file)[1]
-        self.send(file, onnx, "model.onnx", onnx)
-        key = _digest([onnx, settings, hashlib.sha256(program).hexdigest(), self.facts])
-        answer, _ = self.link.ask("build", program, within=BUILD_S, onnx=onnx, key=key, settings=settings)
+        programs = [builder(row.kind).read_bytes(), runner(row.kind).read_bytes()]
+        given = {one.name: fsops.sha256(one)[1] for one in (file, *sorted(out.glob("engine.*")))}
+        for name, sha256 in given.items():
+            self.send(file if name == file.name else out / name, sha256, name, sha256)
+        key = _digest([given, settings, [hashlib.sha256(program).hexdigest() for program in programs], self.facts])
+        asked = {"given": given, "key": key, "settings": settings, "sizes": [len(program) for program in programs]}
+        answer, _ = self.link.ask("build", b"".join(programs), within=BUILD_S, **asked)
         made = _checked(Built, answer, self.target)
         folder = _folder({name: one.sha256 for name, one in made.files.items()})
         for name, one in made.files.items():
             self.fetch(folder, name, one, out / name, state)
         self._open(settings, folder, len(source.facts["classes"]))
-        self.ran = made.ran.model_dump() | {"provider": f"{made.ran.provider} at {self.target}"}
+        self.ran = made.ran.model_dump() | {"place": f"target {self.target}"}
         return {"ran": self.ran, "foreign": {"target": self.target, "device": sidecar.device_facts(self.facts, "gpu" in row.environment())}}
 
     def open(self, artifact: Artifact, threads: int | None = None) -> None:

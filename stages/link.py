@@ -148,8 +148,10 @@ class Link:
         """Adds what arrives next to `heard`."""
         while not select.select([self.process.stdout], [], [], 0.5)[0]:
             if signal := self.stop():
+                self.end()
                 raise Stopped(f"stopped while {self.doing} target {self.name}; the same command goes on from there", signal)
             if time.monotonic() > deadline:
+                self.end()
                 raise Missing(f"target {self.name} gives no answer, {self.doing} it: look at that machine, then run the same command again")
         if not (data := os.read(self.process.stdout.fileno(), 1 << 16)):
             raise self._lost()

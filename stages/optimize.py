@@ -99,4 +99,4 @@ def looked_at(session, source: Artifact) -> dict[str, Any]:
 
 
 def describe(ran: dict[str, Any]) -> str:
-    return f"{ran['runtime']} on {ran['provider']}, {ran['precision']}"
+    return f"{ran['runtime']} on {ran['provider']}{f' of {place}' if (place := ran.get('place')) else ''}, {ran['precision']}"

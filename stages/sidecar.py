@@ -154,8 +154,11 @@ def _whole(folder: Path, found: SideCar) -> Finding:
 
 
 def _runtime(found: SideCar) -> Finding:
-    row = ENGINES.row(str(found.engine.get("kind")))
-    ours, wanted = machine.version(*row.installed()), found.runtime
+    try:
+        row = ENGINES.row(str(found.engine.get("kind"))).model_validate(found.engine)
+    except ValidationError:
+        raise Refused(f"{NAME} tells of settings that no engine of this version has: build it again") from None
+    ours, wanted = row.environment()["runtime"], found.runtime
     install = f"pip install {wanted.replace(' ', '==')}"
     if ours == "missing":
         return Finding("runtime", "lacks", f"{wanted} is needed and none is installed: {install}")

@@ -5,8 +5,8 @@ from importlib import metadata
 from pathlib import Path
 
 
-def build(onnx: Path, out: Path, settings: dict) -> dict:
-    """Writes engine.* into `out`; returns what ran, as stages/engines/openvino.py says it."""
+def build(onnx: Path, out: Path, settings: dict, runtime) -> dict:
+    """Writes engine.* into `out`; returns what ran, as stages/engines/openvino.py says it. `runtime` is what will open it."""
     sys.modules.setdefault("openvino_telemetry", None)  # through it, importing openvino would call a server of its makers
     import openvino
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.artifact import Artifact
-from pipeline.errors import BadData, Missing, Refused
+from pipeline.errors import BadData, Missing, Refused, Stopped
 from pipeline.targets import Asked, Target
 from stages import elsewhere, link, sidecar
 from stages.bundle import Bundle
@@ -86,7 +86,11 @@ def test_engines_are_built_measured_and_fetched_over_ssh(line, server, tmp_path)
         engines.append(engine)
         found = engine.json("engine.json")
         assert found["target"] == "device" and found["runtime"].startswith(kind) and engine.facts["foreign"]["target"] == "device"
-        assert engine.facts["ran"]["provider"].endswith(" at device") and "on 100.000% of the pixels" in job.said[0]
+        assert (
+            engine.facts["ran"]["place"] == "target device"
+            and "of target device, " in job.said[0]
+            and "on 100.000% of the pixels" in job.said[0]
+        )
         assert {part: state for part, state, _ in sidecar.examine(engine.folder) if state != "good"} == {}
         everything = json.dumps(engine.facts) + (engine.folder / "engine.json").read_text() + "".join(job.said)
         assert "127.0.0.1" not in everything and str(server.folder) not in everything
@@ -105,10 +109,10 @@ def test_engines_are_built_measured_and_fetched_over_ssh(line, server, tmp_path)
     assert measured["target"] == {"name": "device", "facts": there.facts}
     for engine in engines:
         entry = measured["models"][engine.name]
-        assert entry["agreement"] == 1.0 and entry["ran"]["provider"].endswith(" at device")
+        assert entry["agreement"] == 1.0 and entry["ran"]["place"] == "target device"
         for boundary in ("image_ms", "engine_ms"):
             assert len(entry["latency"][f"samples_{boundary}"]) == 12 and 0 < entry["latency"][boundary]["p50"] < 1000
-    assert measured["models"]["onnx"]["ran"]["provider"] == "CPUExecutionProvider"
+    assert "place" not in measured["models"]["onnx"]["ran"]
     assert gone([pid for pid in below(server.process.pid)])
 
 
@@ -296,6 +300,37 @@ def test_times_that_cannot_be_are_refused(line, here, tmp_path, monkeypatch):
         with pytest.raises(Refused, match="gives no 3 times"):
             timer.timed(3)
     timer.end()
+
+
+def test_what_an_earlier_build_left_goes_there_and_comes_back(line, here, tmp_path, monkeypatch):
+    program = tmp_path / "build_onnxruntime.py"
+    program.write_text(
+        elsewhere.builder("onnxruntime")
+        .read_text()
+        .replace(
+            "    import onnxruntime\n",
+            "    import onnxruntime\n    timing = out / 'engine.timing'\n    timing.write_bytes(timing.read_bytes() + b' and after')\n",
+        )
+    )
+    monkeypatch.setattr(elsewhere, "builder", lambda kind: program)
+    job = small_line.Job(tmp_path / "engine")
+    (job.out / "engine.timing").write_bytes(b"before")
+    engine, _ = built(tmp_path, line[2], here, job=job)
+    assert engine.file("engine.timing").read_bytes() == b"before and after"
+    assert set(engine.json("engine.json")["files"]) == {"engine.onnx", "engine.timing"}
+
+
+def test_who_stops_a_run_ends_the_build_on_the_target_too(line, here, tmp_path, monkeypatch):
+    slow = tmp_path / "build_onnxruntime.py"
+    slow.write_text("import time\n\n\ndef build(onnx, out, settings, runtime):\n    time.sleep(120)\n")
+    monkeypatch.setattr(elsewhere, "builder", lambda kind: slow)
+    job, started = small_line.Job(tmp_path / "engine"), []
+    real = link.Link.__init__
+    monkeypatch.setattr(link.Link, "__init__", lambda self, *given: (real(self, *given), started.append(self.process.pid))[0])
+    job.stop = 2
+    with pytest.raises(Stopped, match="goes on from there") as caught:
+        built(tmp_path, line[2], here, job=job)
+    assert caught.value.code == 130 and gone(started)
 
 
 def test_the_far_end_ends_with_its_client_even_inside_a_call(here, tmp_path):

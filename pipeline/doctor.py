@@ -67,7 +67,8 @@ def _folder(what: str, store: Store) -> Path:
     id = finding.artifact(store, what)
     kind = store.kind(id)
     if kind not in ("Engine", "Bundle"):
-        raise BadData(f"{what} is a {kind}: name a stage that makes an Engine or a Bundle, an engine.json, or a bundle's folder")
+        a = "an" if kind[0] in "EO" else "a"
+        raise BadData(f"{what} holds {a} {kind}: name a stage that makes an Engine or a Bundle, an engine.json, or a bundle's folder")
     return store.folder(id)
 
 

@@ -68,6 +68,9 @@ class Gate(Stage):
             if measured is None or not hasattr(measured, "candidates"):
                 continue
             held = [measured.reference, *measured.candidates]
+            if rule.against and rule.metric.endswith("_ms") and _place(rule.of, earlier) != _place(rule.against, earlier):
+                text = f"{rule.of} and {rule.against} are timed on different machines, which says nothing: build both on one target"
+                found.append((("rules", i, "against"), text))
             for field, name, known in (("of", rule.of, held), ("against", rule.against, [*held, "null"])):
                 if name is None:
                     continue
@@ -87,6 +90,11 @@ class Gate(Stage):
             job.say(f"{WORDS[rule['passed']]}: {rule['text']}")
         (job.out / "verdict.json").write_text(json.dumps({"passed": passed, "rules": judged}, indent=2) + "\n", encoding="utf-8")
         return Made({"passed": passed})
+
+
+def _place(name: str, earlier: dict[str, Stage]) -> str | None:
+    """The target on which a model is timed; None: this machine."""
+    return getattr(earlier.get(name), "target", None)
 
 
 def judge(rule: Rule, measurement: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline import doctor
 from pipeline.errors import BadData, Refused
+from pipeline.store import Store
 from stages import machine, sidecar
 from tests.stages import small_line
 
@@ -155,16 +158,30 @@ def test_doctor_says_it_in_words_and_in_its_exit_code_and_imports_no_runtime(fol
     code = "import sys; from pipeline.__main__ import main; sys.argv[0] = 'pipeline'; code = main(); "
     code += "assert not {'torch', 'numpy', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules); sys.exit(code)"
 
-    def doctor(what):
+    def asked(what):
         command = [sys.executable, "-c", code, "doctor", str(what), "--store", str(tmp_path / "store")]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
-    done = doctor(folder)
+    done = asked(folder)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "it will run here", done.stderr
     changed(folder, needs={"runtime": "any", "capability": "any", "instructions": ["none_has_this"]})
-    done = doctor(folder / "engine.json")
+    done = asked(folder / "engine.json")
     assert done.returncode == 2 and "LACKS" in done.stdout and "it will not run here" in done.stdout
     (folder / "engine.onnx").write_bytes(b"")
-    done = doctor(folder)
+    done = asked(folder)
     assert done.returncode == 7 and "not whole" in done.stdout
-    assert doctor("no_such/engine").returncode == 2
+    assert asked("no_such/engine").returncode == 2
+
+
+def test_doctor_finds_the_engine_of_an_artifact_and_says_what_has_none(built, tmp_path, capsys):
+    parts, store = SimpleNamespace(engine=sidecar.examine), Store(tmp_path / "store").prepare()
+    ids = {}
+    for kind in ("Engine", "OnnxModel"):
+        with store.workplace(kind) as place:
+            for file in built[1].folder.iterdir():
+                shutil.copyfile(file, place / file.name)
+            ids[kind] = store.publish(kind * 8, {}, place, kind, built[1].facts, {})
+    assert doctor.engine(ids["Engine"][:12], store, parts) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "it will run here"
+    with pytest.raises(BadData, match="holds an OnnxModel"):
+        doctor.engine(ids["OnnxModel"], store, parts)

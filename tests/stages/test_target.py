@@ -5,7 +5,6 @@ The far end is tried without ssh too: the same program, started as an ordinary p
 
 import ast
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.errors import BadData, Missing, Refused, Stopped
 from pipeline.targets import Asked, Target
 from stages import elsewhere, link, sidecar
 from stages.bundle import Bundle
+from stages.gate import Gate
 from stages.measure.predict import open_session
 from stages.optimize import Optimize
 from stages.validate import Validate
@@ -333,16 +333,6 @@ def test_who_stops_a_run_ends_the_build_on_the_target_too(line, here, tmp_path, 
     assert caught.value.code == 130 and gone(started)
 
 
-def test_the_far_end_ends_with_its_client_even_inside_a_call(here, tmp_path):
-    one = link.Link("device", here.target)
-    pid = one.process.pid
-    one._send(json.dumps({"ask": "hello", "bytes": 0, "workdir": here.target.workdir, "packages": []}).encode() + b"\n")
-    os.set_blocking(one.process.stdout.fileno(), True)
-    one.process.stdin.close()
-    one.process.wait(10)
-    assert gone([pid])
-
-
 def test_what_was_built_is_not_built_again_and_what_was_damaged_is(line, here, tmp_path):
     first, _ = built(tmp_path / "1", line[2], here)
     record = next((Path(here.target.workdir) / "built").glob("*.json"))
@@ -399,5 +389,10 @@ def test_a_recipe_that_would_open_it_here_is_told_before_anything_runs():
     assert "leave target out" in Validate.model_validate(settings | {"target": "device"}).problems({"own": own})[0][1]
     bundle = {"kind": "bundle", "data": "data", "onnx": "onnx", "engine": "there", "measured": "m", "verdict": "v"}
     assert "runs only on target device" in Bundle.model_validate(bundle).problems(earlier)[0][1]
+    rule = {"metric": "p50_ms", "of": "there", "against": "own", "at_most_ratio": 1.0}
+    measured = Validate.model_validate(settings | {"target": "device", "latency_of": ["own", "there"]})
+    for one, said in ((rule, 1), (rule | {"metric": "miou", "at_most_ratio": None, "at_least": 0.0}, 0)):
+        gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": [one]})
+        assert ["different machines" in text for _, text in gate.problems(earlier | {"measured": measured})] == [True] * said
     stage = Optimize.model_validate({"kind": "optimize", "checkpoint": "c", "engine": {"kind": "pytorch"}, "target": "device"})
     assert "leave target out" in stage.problems({})[0][1]

@@ -11,6 +11,7 @@ KINDS = {  # the key in a recipe -> the class that carries it
     "distill": "stages.distill:Distill",
     "export": "stages.export:Export",
     "quantize": "stages.quantize:Quantize",
+    "aware": "stages.aware:Aware",
     "optimize": "stages.optimize:Optimize",
     "validate": "stages.validate:Validate",
     "gate": "stages.gate:Gate",

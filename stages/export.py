@@ -1,6 +1,8 @@
 """From a checkpoint to one ONNX file that takes image bytes and gives class numbers, checked against PyTorch before it is published."""
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -11,6 +13,7 @@ from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages import machine
 
 if TYPE_CHECKING:
+    import numpy as np
     from onnx import ModelProto
     from torch import nn
 
@@ -93,21 +96,21 @@ def write(proto: "ModelProto", file: Path, keep_logits: bool) -> Path:
     return onnxfile.check(file)
 
 
-def checked(module: "nn.Module", proto: "ModelProto", file: Path, data, stage: Export, job: Job) -> dict[str, Any]:
-    """Compares the written file with the network on real images; a difference is a defect, never a warning."""
+def checked(module: "nn.Module", proto: "ModelProto", file: Path, data, stage, job: Job, least: float | None = None) -> dict[str, Any]:
+    """Compares the written file with the network on real images; a difference is a defect, never a warning.
+
+    `stage` says how many images of which split; `least` replaces the share of pixels that is asked for.
+    """
     from stages.engines.onnxruntime import session_of
     from stages.engines.pytorch import session_of as torch_session
     from stages.measure.parity import compare
-    from stages.samples import open_samples
 
-    samples = open_samples(data, stage.split)
-    picked = [i * len(samples) // stage.parity_images for i in range(min(stage.parity_images, len(samples)))]
-    picked = sorted(set(picked))
-    found = compare(torch_session(module), session_of(file), ((samples.name(i), samples[i][0]) for i in picked))
+    found = compare(torch_session(module), session_of(file), picked(data, stage))
     with_logits = write(proto, job.state / "with_logits.onnx", keep_logits=True)
-    error = max_logit_error(module, session_of(with_logits).session, [samples[i][0] for i in picked[:LOGIT_IMAGES]])
+    error = max_logit_error(module, session_of(with_logits).session, [image for _, image in islice(picked(data, stage), LOGIT_IMAGES)])
     with_logits.unlink()
-    least = REHEARSED_AGREEMENT if job.rehearsing else LEAST_AGREEMENT
+    if least is None:
+        least = REHEARSED_AGREEMENT if job.rehearsing else LEAST_AGREEMENT
     if found.agreement < least:
         raise Stillhouse(
             f"the exported file is not the network: on {found.images} images of {stage.split} it agrees with PyTorch on "
@@ -116,6 +119,15 @@ def checked(module: "nn.Module", proto: "ModelProto", file: Path, data, stage: E
         )
     job.say(f"agrees with PyTorch on {found.agreement:.4%} of pixels of {found.images} images, logits differ by {error:.1e} at most")
     return {"images": found.images, "agreement": found.agreement, "max_logit_error": float(f"{error:.2g}")}
+
+
+def picked(data, stage) -> "Iterator[tuple[str, np.ndarray]]":
+    """The images of the split that are compared, at even distances: name, uint8 (H, W, 3)."""
+    from stages.samples import open_samples
+
+    samples = open_samples(data, stage.split)
+    for i in sorted({k * len(samples) // stage.parity_images for k in range(min(stage.parity_images, len(samples)))}):
+        yield samples.name(i), samples[i][0]
 
 
 def max_logit_error(module: "nn.Module", session: Any, images: list) -> float:

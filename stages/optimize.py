@@ -49,7 +49,8 @@ class Optimize(Stage):
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
         found, source = [], earlier.get(self.onnx)
-        if source is not None and source.kind == "quantize" and (unsuited := source.unsuited(self.engine.kind)):
+        quantised = source is not None and source.kind in ("quantize", "aware")
+        if quantised and (unsuited := source.unsuited(self.engine.kind)):
             found.append((("onnx",), f"{self.onnx} is {unsuited}"))
         if not getattr(getattr(earlier.get(self.timing), "engine", None), "keeps_timing", True):
             text = f"{self.timing} keeps no timing cache; name a stage whose engine is of kind {self.engine.kind}"

@@ -66,7 +66,7 @@ class Quantize(Stage):
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
         source, found = earlier.get(self.onnx), []
-        if isinstance(source, Quantize):
+        if source is not None and source.kind in ("quantize", "aware"):
             found.append((("onnx",), f"{self.onnx} is quantised already: name the stage that exported it"))
         if self.to == "int8" and self.runtime == "tensorrt" and getattr(source, "opset", OPSET) < OPSET:
             text = f"int8 for tensorrt has float16 between its layers, and Q/DQ know that from opset {OPSET} on: write opset: {OPSET}"
@@ -74,12 +74,7 @@ class Quantize(Stage):
         return found
 
     def unsuited(self, engine: str) -> str | None:
-        """Why an engine of this kind must not be built from what this stage makes."""
-        if engine in SUITS[self.runtime]:
-            return None
-        suited = next((runtime for runtime, engines in SUITS.items() if engine in engines), None)
-        advice = f"use one with runtime: {suited}" if suited else "use the float one"
-        return f"quantised for {self.runtime}, and {engine} may run such a graph wrong without a word: {advice}"
+        return unsuited(self.runtime, engine)
 
     def environment(self) -> dict[str, str]:
         packages = ("onnxruntime", "onnxruntime-gpu"), *((("nncf",), ("openvino",)) if self.runtime == "openvino" else ())
@@ -112,6 +107,15 @@ class Quantize(Stage):
         checked(self, facts, job)
         about = {"to": self.to, "runtime": self.runtime, "how": "post-training", "images": len(looked_at.calibration)}
         return Made(source.facts | {"precision": self.to, "quantized": about | facts})
+
+
+def unsuited(runtime: str, engine: str) -> str | None:
+    """Why an engine of this kind must not be built from a file that was quantised for `runtime`."""
+    if engine in SUITS[runtime]:
+        return None
+    suited = next((runtime for runtime, engines in SUITS.items() if engine in engines), None)
+    advice = f"use one with runtime: {suited}" if suited else "use the float one"
+    return f"quantised for {runtime}, and {engine} may run such a graph wrong without a word: {advice}"
 
 
 class Looked(NamedTuple):

@@ -80,7 +80,7 @@ class Optimize(Stage):
         environment = elsewhere.environment(job.target, self.engine) if there else self.environment()
         sidecar.write(job.out, source, facts, environment, self.engine.needs())
         if not facts.get("opened", True):
-            job.say(f"{describe(facts['ran'])}: built, and never opened")
+            job.say(f"{facts['ran']['runtime']}, {facts['ran']['precision']}: built, and not opened, for want of a GPU")
             return Made(facts | {"probe": None})
         found = looked_at(there or self.engine.open(job.out, facts), source)
         share = f"{found['agreement']:.3%} of the pixels of {found['images']} test pictures"

@@ -46,6 +46,10 @@ INSTALL = {
     "tensorrt": "pip install 'tensorrt>=10.9' (on Jetson it comes with JetPack)",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 }
+ADVICE = {  # what a message of the parser or builder speaks of -> what to do about it
+    "QuantizeLinear": "TensorRT takes int8 with zero points of 0 and with biases left in floating point: quantise for runtime: tensorrt",
+    "UInt8 but must": "TensorRT takes uint8 only into a cast to floating point, and out of one: export the network again",
+}
 PROFILED_RUNS = 20
 KEPT_WARNINGS = 20
 
@@ -84,7 +88,7 @@ def build(settings: dict[str, Any], source: Artifact, out: Path) -> dict[str, An
         described = agreeing(_layers.described(network.network), source)
         made = build_tensorrt.planned(trt, network, settings, logger, timing.read_bytes() if timing.is_file() else None)
     except build_tensorrt.Failed as failed:
-        raise BadData(str(failed)) from None
+        raise BadData("; ".join([str(failed), *(advice for sign, advice in ADVICE.items() if sign in str(failed))])) from None
     finally:
         for severity, text in logger.said[before:]:
             log.log(logging.INFO if severity == "INFO" else logging.WARNING, "%s: %s", kind, text)

@@ -67,8 +67,8 @@ def halved(source, folder):
     return Artifact("fp16", "OnnxModel", "id-fp16", folder, source.facts | {"precision": "fp16"})
 
 
-def quantised(source, folder, without=()):
-    """INT8 as TensorRT takes it: symmetric, biases left alone."""
+def quantised(source, folder, without=(), symmetric=True):
+    """INT8 as TensorRT takes it (symmetric, biases left alone), or otherwise."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Noise(CalibrationDataReader):
@@ -89,7 +89,7 @@ def quantised(source, folder, without=()):
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        extra_options={"QuantizeBias": False, "ActivationSymmetric": True, "WeightSymmetric": True},
+        extra_options={"QuantizeBias": False, "ActivationSymmetric": symmetric, "WeightSymmetric": True},
     )
     return Artifact("int8", "OnnxModel", "id-int8", folder, source.facts | {"precision": "int8"})
 
@@ -137,6 +137,24 @@ def test_a_layer_left_out_of_quantisation_is_named(tiny, tmp_path):
     network = row().build(quantised(tiny, tmp_path / "int8", [left_out]), tmp_path)["network"]
     assert network["plain"] == [left_out]
     assert network["quantised"]["CONVOLUTION"] == network["types"]["CONVOLUTION"]["FLOAT"] - 1
+
+
+def test_what_tensorrt_does_not_take_is_told_with_what_to_do(tiny, tmp_path):
+    import onnx
+
+    with pytest.raises(BadData, match=r"\(QuantizeLinear\): .* zero point is not supported.*; TensorRT takes int8 with zero points of 0"):
+        row().build(quantised(tiny, tmp_path / "int8", symmetric=False), tmp_path)
+    proto = onnx.load(tiny.file("model.onnx"))
+    cast, turned = proto.graph.node[:2]
+    assert (cast.op_type, turned.op_type) == ("Cast", "Transpose")  # the other way round it was exported once
+    cast.input[0], turned.input[0], cast.output[0], turned.output[0] = "turned", "image", turned.output[0], "turned"
+    swapped = [turned, cast, *proto.graph.node[2:]]
+    swapped = [onnx.NodeProto.FromString(node.SerializeToString()) for node in swapped]
+    del proto.graph.node[:]
+    proto.graph.node.extend(swapped)
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(BadData, match=r"node .* \(Transpose\): invalid_node, .*; TensorRT takes uint8 only into a cast"):
+        row().build(Artifact("old", "OnnxModel", "x", tmp_path, tiny.facts), tmp_path)
 
 
 def test_a_file_that_computes_in_something_else_than_it_says_is_not_built(tiny, tmp_path):

@@ -29,6 +29,14 @@ class TensorRT(Engine):
     )
     memory: _nvinfer.Memory = "auto"
 
+    @classmethod
+    def installed(cls) -> tuple[str, ...]:
+        return _nvinfer.DISTRIBUTIONS["tensorrt"][0]
+
+    def needs(self) -> dict[str, Any]:
+        later = self.hardware_compatible == "ampere_plus"
+        return {"runtime": "any" if self.version_compatible else "same", "capability": "later" if later else "same"}
+
     def requirements(self) -> list[str]:
         return _nvinfer.requirements(self.model_dump())
 

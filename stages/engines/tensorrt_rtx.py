@@ -28,6 +28,13 @@ class TensorRtx(Engine):
     )
     memory: _nvinfer.Memory = "auto"
 
+    @classmethod
+    def installed(cls) -> tuple[str, ...]:
+        return _nvinfer.DISTRIBUTIONS["tensorrt_rtx"][0]
+
+    def needs(self) -> dict[str, Any]:
+        return {"runtime": "same"}  # and any GPU among its targets, which the runtime alone can tell
+
     def requirements(self) -> list[str]:
         return _nvinfer.requirements(self.model_dump())
 

@@ -10,6 +10,7 @@ Layers are Conv, MatMul and Gemm, attention's own products among them (NNCF leav
 sums and enlarging are not rounded, and the logits are float32.
 onnxruntime has an integer Conv only where its result is rounded too; of MatMul it takes the float result. TensorRT refuses a zero
 elsewhere than at 0, and a rounded bias. OpenVINO 2026.4 is wrong on some graphs with int8 activations (0.49 to 0.68 of the pixels).
+Activations have one scale per tensor.
 NNCF's bias correction is off, because it fails on heads with folded BatchNorm (3.4.0); SmoothQuant too, because it changes weights,
 and a layer that is taken back to float needs those it was trained with (SegFormer-B0: the same quality).
 """
@@ -96,7 +97,7 @@ class Reader:
 
 def by_nncf(proto: "ModelProto", images: "Iterable[np.ndarray]") -> "ModelProto":
     nncf = nncf_silent()
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters, QuantizationParameters
 
     batches = [image[None].copy() for image in images]  # read more than once
     found = nncf.quantize(
@@ -105,7 +106,9 @@ def by_nncf(proto: "ModelProto", images: "Iterable[np.ndarray]") -> "ModelProto"
         subset_size=len(batches),
         model_type=nncf.ModelType.TRANSFORMER,  # convolutions come out the same
         advanced_parameters=AdvancedQuantizationParameters(
-            disable_bias_correction=True, smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+            disable_bias_correction=True,
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+            activations_quantization_params=QuantizationParameters(per_channel=False),  # onnxruntime, which compares, knows no other
         ),
     )
     return qdq.unsigned(found)

@@ -29,21 +29,22 @@ class Failed(Exception):
 
 def main() -> int:
     bundle = json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))
-    content = {name: (HERE / name).read_bytes() for name in ("runtime.py", "model.onnx")}
+    names = ["runtime.py", "model.onnx", *(["engine.timing"] if "engine.timing" in bundle["files"] else [])]
+    content = {name: (HERE / name).read_bytes() for name in names}
     for name, found in content.items():
         if hashlib.sha256(found).hexdigest() != bundle["files"][name]:
             print(f"{name} is not the file that was bundled: fetch this folder again", file=sys.stderr)
             return 7
     runtime = types.ModuleType("runtime")
-    exec(compile(content["runtime.py"], str(HERE / "runtime.py"), "exec"), runtime.__dict__)
+    exec(compile(content["runtime.py"], str(HERE / "runtime.py"), "exec"), runtime.__dict__)  # the bytes that were compared
     if not runtime.has_driver():
         print("an engine is built on the GPU that will run it, and the driver shows none on this machine", file=sys.stderr)
         return 2
-    trt, timing = runtime.imported(bundle["engine"]["kind"]), HERE / "engine.timing"
+    trt = runtime.imported(bundle["engine"]["kind"])
     log = runtime.logger(trt)
     try:
         network = parsed(trt, content["model.onnx"], log)
-        made = planned(trt, network, bundle["engine"], log, timing.read_bytes() if timing.is_file() else None)
+        made = planned(trt, network, bundle["engine"], log, content.get("engine.timing"))
     except Failed as failed:
         print(failed, file=sys.stderr)
         return 2

@@ -335,7 +335,7 @@ def test_on_the_machine_it_was_built_on_a_bundle_builds_from_its_timing_cache(bu
     assert rebuilt(bundle) == 0 and "timing cache: taken." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("victim", ["model.onnx", "runtime.py"])
+@pytest.mark.parametrize("victim", ["model.onnx", "runtime.py", "engine.timing"])
 def test_a_bundle_builds_from_nothing_but_what_was_bundled(bundle, capsys, victim):
     (bundle / victim).write_bytes((bundle / victim).read_bytes() + b"\n")
     assert rebuilt(bundle) == 7 and f"{victim} is not the file that was bundled" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """TensorRT 10.x and 11.x without a GPU: the row runs against doubles that keep real bytes and compute the plan's network."""
 
+import enum
 import importlib.util
 import json
 
@@ -13,8 +14,8 @@ from stages.bundle import FILES, Bundle, builder_file, runtime_file
 from stages.bundle_files import build_tensorrt, runtime_tensorrt
 from stages.engines import TABLE
 from stages.measure.predict import open_session
+from tests.stages import cuda_double, small_line
 from tests.stages import nvinfer_double as double
-from tests.stages import small_line
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None,
@@ -41,14 +42,14 @@ def host(monkeypatch):
     """host(version, gpu, memories): from here on this machine has this TensorRT, this GPU and these packages for its memory."""
 
     def become(version=VERSIONS[0], gpu="GPU A", memories=MEMORIES, most=1 << 30):
-        become.memory = double.Memory()
+        become.memory = cuda_double.Memory()
         become.trt = double.module(importlib.import_module("tensorrt_rtx_bindings"), version, gpu, become.memory)
         rtx = importlib.import_module("tensorrt_rtx_bindings")
         runtime_tensorrt.LOGGERS[become.trt] = runtime_tensorrt.logger(rtx)  # the real builder inside keeps its first one
         modules = {"tensorrt": become.trt} | dict.fromkeys(PACKAGES)
-        modules |= double.cuda_python(become.memory, most) if "cuda-python" in memories else {}
+        modules |= cuda_double.cuda_python(become.memory, most) if "cuda-python" in memories else {}
         become.hosts = modules["cuda.bindings.runtime"] and modules["cuda.bindings.runtime"].hosts
-        modules |= double.pycuda(become.memory) if "pycuda" in memories else {}
+        modules |= cuda_double.pycuda(become.memory) if "pycuda" in memories else {}
         for name, module in modules.items():
             monkeypatch.setitem(__import__("sys").modules, name, module)
         monkeypatch.setattr(machine, "gpus", lambda: [{"name": gpu, "capability": "8.9", "memory_gb": 24.0}])
@@ -120,7 +121,7 @@ def test_settings_reach_the_builder(onnx, tmp_path, host):
 
 def test_a_level_the_version_lacks_is_told_with_the_version(onnx, tmp_path, host):
     here = host()
-    here.trt.HardwareCompatibilityLevel = double.enum.IntEnum("HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1})
+    here.trt.HardwareCompatibilityLevel = enum.IntEnum("HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1})
     with pytest.raises(BadData, match=r"same_compute_capability is not known to tensorrt 10\.9\.0\.34, which has none, ampere_plus"):
         row(hardware_compatible="same_compute_capability").build(onnx, tmp_path)
 
@@ -289,7 +290,7 @@ def bundle(onnx, tmp_path, host, monkeypatch):
     settings = row(batch=[1, 1, 2]).model_dump(mode="json")
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
     (folder / "bundle.json").write_text(json.dumps({"engine": settings, "files": files}))
-    monkeypatch.setattr(ctypes, "CDLL", lambda name, *given: double.Driver() if name == "libcuda.so.1" else real(name, *given))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *given: cuda_double.Driver() if name == "libcuda.so.1" else real(name, *given))
     return folder
 
 
@@ -342,7 +343,7 @@ def test_a_bundle_builds_from_nothing_but_what_was_bundled(bundle, capsys, victi
 
 
 def test_a_bundle_without_a_driver_touches_nothing_of_tensorrt(bundle, capsys, monkeypatch):
-    monkeypatch.setattr(double.Driver, "cuInit", lambda self, flags: 100)
+    monkeypatch.setattr(cuda_double.Driver, "cuInit", lambda self, flags: 100)
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     runtime, load = opened(bundle)
     with pytest.raises(runtime.Unfit, match="the driver shows none on this machine"):
@@ -354,10 +355,11 @@ ELSEWHERE = f"""
 import ctypes, sys
 sys.path.insert(0, {str(FILES.parent.parent)!r})
 import tensorrt_rtx_bindings
+from tests.stages import cuda_double
 from tests.stages import nvinfer_double as double
-real, memory = ctypes.CDLL, double.Memory()
-ctypes.CDLL = lambda name, *given: double.Driver() if name == "libcuda.so.1" else real(name, *given)
-sys.modules |= double.cuda_python(memory)
+real, memory = ctypes.CDLL, cuda_double.Memory()
+ctypes.CDLL = lambda name, *given: cuda_double.Driver() if name == "libcuda.so.1" else real(name, *given)
+sys.modules |= cuda_double.cuda_python(memory)
 sys.modules["tensorrt"] = double.module(tensorrt_rtx_bindings, "{VERSIONS[0]}", "GPU A", memory)
 sys.path.pop(0)
 """

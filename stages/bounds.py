@@ -21,6 +21,7 @@ SPACE = 640 << 20  # bytes beyond several copies of the file: libraries, buffers
 COPIES = 6  # of its content that a builder may hold at once: read, converted, packed for the processor
 STACK = 8 << 20  # bytes the system sets aside for a thread; a runtime starts up to two per core
 SECONDS = 6.0  # of processor time
+RATE = 32 << 20  # bytes of a file that another second is given for: reading, cutting and checking a network takes a quarter of it
 REFUSALS = ("bad_alloc", "bad allocation", "can't allocate", "cannot allocate", "failed to allocate", "out of memory")
 
 

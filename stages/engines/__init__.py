@@ -96,10 +96,10 @@ def opening(file: Path, runtime: str, size: int | None) -> Iterator[None]:
 
     What a runtime says of a file it does not take becomes our error, in one line; its own kinds of error are known only to itself.
     """
-    from stages.bounds import bounded
+    from stages.bounds import RATE, SECONDS, bounded
 
     try:
-        with nullcontext() if size is None else bounded(f"{runtime}, opening {file},", size):
+        with nullcontext() if size is None else bounded(f"{runtime}, opening {file},", size, SECONDS + size / RATE):
             yield
     except Stillhouse:
         raise

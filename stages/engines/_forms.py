@@ -13,13 +13,26 @@ AVX-512; milliseconds of processor time at 19 and 150 classes:
 OpenVINO's TopK takes any of several equal classes, and is not used for that.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
 
 if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto, NodeProto
 
+Form = Callable[["GraphProto", int], None]  # changes a graph of so many classes
 ORDER = [0, 2, 3, 1]  # (B, C, H, W) to (B, H, W, C)
+
+
+def suited(source: Artifact, form: Form) -> bytes:
+    """The network as it was exported, serialised, with its last step in this form."""
+    import onnx
+
+    model = onnx.load(source.file("model.onnx"))
+    form(model.graph, len(source.facts["classes"]))
+    return model.SerializeToString(deterministic=True)
 
 
 def classes_last(graph: "GraphProto", classes: int) -> None:

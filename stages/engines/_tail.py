@@ -5,13 +5,13 @@ the network. kernels/upsample_argmax/argmax.c never writes them. Its class maps 
 logits of a pixel are equal within rounding.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Missing
 from stages import machine
+from stages.engines._forms import Form
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ PLAIN = {"Resize", "ArgMax", "Cast", "Shape", "Slice", "Gather", "Concat", "Cons
 WAYS = {"half_pixel": False, "pytorch_half_pixel": False, "align_corners": True}  # Resize's coordinates: align_corners
 
 
-def cut(source: Artifact, out: Path, suited: Callable[["GraphProto", int], None]) -> tuple[bytes, dict[str, Any]]:
+def cut(source: Artifact, out: Path, suited: Form) -> tuple[bytes, dict[str, Any]]:
     """The network from image to logits as a serialised ONNX model, and the facts a Tail is made of.
 
     Writes FILE into `out`, in the form of _forms.py that suits the runtime.
@@ -31,45 +31,46 @@ def cut(source: Artifact, out: Path, suited: Callable[["GraphProto", int], None]
 
     if "align_corners" not in source.facts:
         raise BadData(f"{source.name} does not say how its logits are enlarged, as exports of today do: export it again")
-    whole = onnx.load(source.file("model.onnx"))
-    known = {value.name: value for value in onnx.shape_inference.infer_shapes(whole).graph.value_info}
-    logits = known.get("logits") or next((value for value in whole.graph.output if value.name == "logits"), None)
-    if logits is None or logits.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise BadData(f"{source.name} has no float32 tensor named logits to cut its graph at: export it again, or write argmax: graph")
     facts = {"size": source.facts["size"], "align_corners": source.facts["align_corners"], "classes": len(source.facts["classes"])}
-    ends = {value.name: value for value in whole.graph.output}
-    tail = part(whole, logits, ends["classmap"])
+    whole = onnx.load(source.file("model.onnx"))
+    if "logits" not in {name for node in whole.graph.node for name in node.output}:
+        raise BadData(f"{source.name} has no tensor named logits to cut its graph at: export it again, or write argmax: graph")
+    image, batch = whole.graph.input[0], whole.graph.input[0].type.tensor_type.shape.dim[0]
+    shape = [batch.dim_param or batch.dim_value, facts["classes"], "h", "w"]
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, shape)
+    classmap = next(value for value in whole.graph.output if value.name == "classmap")
+    tail = part(whole, logits, classmap)
     require_plain(tail.graph, facts["align_corners"], source.name)
     suited(tail.graph, facts["classes"])
-    onnx.checker.check_model(tail, full_check=True)
-    (out / FILE).write_bytes(tail.SerializeToString(deterministic=True))
-    return part(whole, whole.graph.input[0], logits).SerializeToString(deterministic=True), facts
+    (out / FILE).write_bytes(checked(tail).SerializeToString(deterministic=True))
+    return checked(part(whole, image, logits)).SerializeToString(deterministic=True), facts
 
 
 def part(whole: "ModelProto", begin: "ValueInfoProto", end: "ValueInfoProto") -> "ModelProto":
     """The model from one tensor to another, with nothing in it that this needs not."""
-    import onnx
+    from onnx import helper
 
     kept, wanted = [], {end.name}
     for node in reversed(whole.graph.node):  # in their order: each node reads only what stands before it
         if wanted & set(node.output) - {begin.name}:
             kept.append(node)
             wanted |= reads(node)
-    made = {name for node in kept for name in node.output}
-    model = onnx.ModelProto()
-    model.CopyFrom(whole)
-    for field in ("node", "initializer", "input", "output", "value_info"):
-        model.graph.ClearField(field)
-    model.graph.node.extend(reversed(kept))
-    model.graph.initializer.extend(tensor for tensor in whole.graph.initializer if tensor.name in wanted)
-    model.graph.input.append(begin)
-    model.graph.output.append(end)
-    model.graph.value_info.extend(value for value in whole.graph.value_info if value.name in made - {end.name})
+    made = {name for node in kept for name in node.output} - {end.name}
+    constants = [tensor for tensor in whole.graph.initializer if tensor.name in wanted]
+    values = [value for value in whole.graph.value_info if value.name in made]
+    graph = helper.make_graph(kept[::-1], whole.graph.name, [begin], [end], constants, value_info=values)
+    return helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version, producer_name=whole.producer_name)
+
+
+def checked(model: "ModelProto") -> "ModelProto":
+    import onnx
+
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        begin, end = model.graph.input[0].name, model.graph.output[0].name
         said = str(error).strip().splitlines()[0]
-        raise BadData(f"the graph from {begin.name} to {end.name} cannot be cut out ({said}): write argmax: graph") from None
+        raise BadData(f"the graph from {begin} to {end} cannot be cut out ({said}): write argmax: graph") from None
     return model
 
 

@@ -6,6 +6,7 @@ one thread, OpenVINO 2026.4), so a session compiles once for each batch size it 
 """
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,12 +42,15 @@ class OpenVino(Engine):
         return ""
 
     def build(self, source: Artifact, out: Path) -> dict[str, Any]:
-        onnxfile.check(source.file("model.onnx"))
-        ov, file, given, facts = silent(), source.file("model.onnx"), source.file("model.onnx"), {}
-        if self.argmax == "native":
-            given, facts["tail"] = _tail.cut(source, out, _forms.where_the_maximum_is)
-        with opening(file, "openvino", file.stat().st_size):
-            ov.save_model(ov.Core().read_model(given), out / "engine.xml", compress_to_fp16=False)
+        file, facts = onnxfile.check(source.file("model.onnx")), {}
+        ov, size = silent(), file.stat().st_size
+        with opening(file, "onnx", size):
+            if self.argmax == "native":
+                network, facts["tail"] = _tail.cut(source, out, _forms.where_the_maximum_is)
+            else:  # that form compares values for equality, which bfloat16 may round in one place and not in another
+                network = _forms.suited(source, _forms.where_the_maximum_is) if self.precision == "f32" else file
+        with opening(file, "openvino", size):
+            ov.save_model(core().read_model(network), out / "engine.xml", compress_to_fp16=False)
         return {**facts, "ran": self.open(out, facts).ran}
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":
@@ -62,12 +66,21 @@ def silent() -> Any:
     return need("openvino", "pip install openvino")
 
 
+@cache
+def core() -> Any:
+    """The runtime's root: one for the process, for good.
+
+    Each (2026.4) puts a stack of its own in place for signals, and at its end the one that it found. Of two that end in the order in
+    which they began, the second would put back the stack of the first, which is gone: the next signal, a Ctrl-C, would end the process.
+    """
+    return silent().Core()
+
+
 class Session:
     def __init__(self, ov: Any, path: Path, precision: str, threads: int | None, tail: _tail.Tail | None):
         self.ov, self.path, self.tail = ov, path, tail
-        self.core = ov.Core()
         with opening(path, "openvino", self._size()):
-            self.model = self.core.read_model(path)
+            self.model = core().read_model(path)
         self.settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
@@ -107,7 +120,7 @@ class Session:
             with opening(self.path, "openvino", self._size()):
                 model = self.model.clone()
                 model.reshape({"image": [batch, *list(model.input("image").partial_shape)[1:]]})
-                self.compiled[batch] = self.core.compile_model(model, "CPU", self.settings)
+                self.compiled[batch] = core().compile_model(model, "CPU", self.settings)
         return self.compiled[batch]
 
     def _size(self) -> int:

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from stages.optimize import FIELDS, Optimize
 from stages.samples import open_samples
 from tests.stages import small_line
 
+ROOT = Path(__file__).resolve().parents[2]
 LEAST = {"f32": 0.9999, "bf16": 0.9}  # an untrained network has many pixels where two classes are nearly equal
 
 
@@ -140,6 +144,26 @@ def test_bf16_on_a_cpu_without_it_is_an_error(line, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "has_bf16", lambda: False)
     with pytest.raises(Missing, match="Write precision: f32"):
         openvino.OpenVino(kind="openvino", precision="bf16").open(tmp_path, {})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_a_signal_after_two_openvino_engines_were_opened_and_dropped_ends_nothing(line, tmp_path):
+    """Each root object of the runtime puts back the signal stack it found, which may be that of another that is gone."""
+    openvino.OpenVino(kind="openvino", threads=1).build(line[1]["OnnxModel"], tmp_path)
+    code = f"""
+import faulthandler, os, signal
+from pathlib import Path
+from stages.engines.openvino import OpenVino
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+row = OpenVino(kind="openvino", threads=1)
+first, second = (row.open(Path({str(tmp_path)!r}), {{}}) for _ in range(2))
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_a_missing_package_is_one_line_that_says_what_to_install(line, tmp_path, monkeypatch):

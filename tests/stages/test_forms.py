@@ -43,11 +43,10 @@ def runs(kind, model):
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(model.SerializeToString(), options)
         return lambda logits: session.run(["classmap"], {"logits": logits})[0]
-    from stages.engines.openvino import silent
+    from stages.engines.openvino import core
 
-    ov = silent()
     how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = ov.Core().compile_model(ov.Core().read_model(model.SerializeToString()), "CPU", how)
+    compiled = core().compile_model(core().read_model(model.SerializeToString()), "CPU", how)
     return lambda logits: compiled({"logits": logits})["classmap"]
 
 

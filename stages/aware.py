@@ -48,7 +48,9 @@ class Aware(Stage):
     text: Annotated[str | None, Takes(("TextMatrix",))] = Field(
         None, description="The stage whose text vectors of the classes are used, by the methods that need them."
     )
-    fit: Fit = Field(description="How it goes on learning: a tenth of the student's steps and learning rate are a good start.")
+    fit: Fit = Field(
+        description="How it goes on learning: few steps, at a hundredth to a tenth of the learning rate the student was trained with."
+    )
     opset: int = Field(20, ge=20, le=23, description="Version of the ONNX operator set.")
     dynamic_batch: bool = Field(True, description="Whether any number of images may be given at once; otherwise exactly one.")
     split: str = Field("val", description="Split whose images check the file against the trained network.")
@@ -140,7 +142,7 @@ def require_fit(stage: Aware, data: Artifact, student: Model, teacher: Model) ->
     size = image_size(data.facts["size"])
     if advice := padded(size, student.multiple):
         raise BadData(advice)
-    if misfits := [*stage.fit.misfits(size, *coarser(student, teacher))]:
+    if misfits := stage.fit.misfits(size, *coarser(student, teacher)):
         raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
 
 

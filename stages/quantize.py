@@ -225,8 +225,8 @@ class Loss:
         write(proto, folder / "model.onnx", keep_logits=True)
         kind = "onnxruntime" if self.runtime == "tensorrt" else self.runtime
         row = TABLE.row(kind)(kind=kind)
-        row.build(Artifact("candidate", "OnnxModel", "", folder), folder)
-        return row.open(folder, {})
+        candidate = Artifact("candidate", "OnnxModel", "", folder, {"classes": self.looked_at.samples.classes})
+        return row.open(folder, row.build(candidate, folder))
 
 
 def compared(proto: "ModelProto", made: "ModelProto", images) -> dict[str, Any]:

@@ -6,6 +6,7 @@ one thread, OpenVINO 2026.4), so a session compiles once for each batch size it 
 """
 
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -48,9 +49,10 @@ class OpenVino(Engine):
             if self.argmax == "native":
                 network, facts["tail"] = _tail.cut(source, out, _forms.where_the_maximum_is)
             else:  # that form compares values for equality, which bfloat16 may round in one place and not in another
-                network = _forms.suited(source, _forms.where_the_maximum_is) if self.precision == "f32" else file
-        with opening(file, "openvino", size):
-            ov.save_model(core().read_model(network), out / "engine.xml", compress_to_fp16=False)
+                network = _forms.suited(source, _forms.where_the_maximum_is) if self.precision == "f32" else file.read_bytes()
+        with tempfile.TemporaryDirectory(dir=out) as folder, opening(file, "openvino", size):
+            (Path(folder) / "network.onnx").write_bytes(network)  # read as bytes, a broken one is told of in other words
+            ov.save_model(core().read_model(Path(folder) / "network.onnx"), out / "engine.xml", compress_to_fp16=False)
         return {**facts, "ran": self.open(out, facts).ran}
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":

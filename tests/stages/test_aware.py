@@ -69,9 +69,11 @@ def torch_image(image):
 @pytest.fixture(scope="module")
 def openvino_maps(line):
     """Of a batch of the val images, as OpenVINO gives them for the file."""
-    openvino = pytest.importorskip("openvino")
-    model = openvino.Core().read_model(line.int8.file("model.onnx"))
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    pytest.importorskip("openvino")
+    from stages.engines.openvino import core
+
+    model = core().read_model(line.int8.file("model.onnx"))
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled({"image": np.stack(images_of(line.data))})["classmap"]
 
 

@@ -125,7 +125,13 @@ FROM_ELSEWHERE = [
     M("sparse tensors pass", ONNX, "elif number == GRAPH_SPARSE:", "elif False:", HOSTILE),
     M("a model without a graph passes", ONNX, "    if graphs != 1:", "    if False:", HOSTILE),
     M("ONNX behind a link is read", ONNX, "if path.is_symlink() or not path.is_file():", "if not path.is_file():", LINKED),
-    M("onnxruntime is given ONNX unseen", "stages/engines/onnxruntime.py", "    onnxfile.check(path)\n", "", OTHERS),
+    M(
+        "onnxruntime is given ONNX unseen",
+        "stages/engines/onnxruntime.py",
+        'onnxfile.check(source.file("model.onnx"))',
+        'source.file("model.onnx")',
+        OTHERS,
+    ),
     M(
         "OpenVINO is given ONNX unseen",
         "stages/engines/openvino.py",

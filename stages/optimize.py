@@ -95,7 +95,7 @@ def looked_at(session, source: Artifact) -> dict[str, Any]:
 
     pictures = probes(tuple(source.facts["size"] or PROBE))
     found = compare(session, open_session(source), pictures)
-    against = "onnxruntime f32 on the CPU" if source.kind == "OnnxModel" else "pytorch f32"
+    against = "the same file in onnxruntime" if source.kind == "OnnxModel" else "pytorch in f32"
     return {"images": found.images, "agreement": found.agreement, "against": against}
 
 

@@ -99,7 +99,7 @@ def build(settings: dict[str, Any], source: Artifact, out: Path) -> dict[str, An
     skipped = build_tensorrt.skipped(warnings)
     if skipped:
         log.warning("%s: %d times a way of computing was left out for lack of memory: the engine may be slow", kind, len(skipped))
-    options = {name: value for name, value in settings.items() if name not in ("kind", "threads", "memory")}
+    options = {name: value for name, value in settings.items() if name not in ("kind", "threads", "memory", "argmax")}
     facts = {
         "network": described,
         "built": {"runtime": build_tensorrt.named(trt), "gpu": gpu_names(), "options": options, "timing": made.timing_said},

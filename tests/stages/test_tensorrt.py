@@ -157,7 +157,7 @@ def test_a_timing_cache_is_handed_to_the_next_build_and_never_to_another_version
     host()
     first = built(tmp_path / "first", onnx)
     assert first.facts["built"]["timing"] == "none given; measured anew" and first.facts["probe"]["agreement"] == 1.0
-    assert sorted(file.name for file in first.folder.iterdir()) == ["engine.layers.json", "engine.plan", "engine.timing"]
+    assert sorted(file.name for file in first.folder.iterdir()) == ["engine.json", "engine.layers.json", "engine.plan", "engine.timing"]
     second = built(tmp_path / "second", onnx, first)
     assert second.facts["built"]["timing"] == "taken" and second.json("engine.timing")[2] == 2
     for name, other in {"version": {"version": "10.13.0.35"}, "device": {"gpu": "GPU B"}}.items():

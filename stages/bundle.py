@@ -16,12 +16,12 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stillhouse
 from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages import machine
+from stages.elsewhere import SHARED, runner
 
 FILES = Path(__file__).parent / "bundle_files"
 ARGMAX = Path(__file__).parent.parent / "kernels/upsample_argmax/argmax.c"
 LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine must reproduce; CPUs round bfloat16 differently
 STRICT_AGREEMENT = 0.999
-SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that one runtime file opens
 WORDS = {True: "passed", False: "FAILED", None: "UNDECIDED"}
 MARKS = {True: "", False: ", and marked as failed: the gate's rules do not hold", None: ", and marked as failed: the gate is undecided"}
 CHECK_S = 600  # longest run of the packed runner
@@ -48,7 +48,7 @@ class Bundle(Stage):
         row, target = (getattr(earlier.get(self.engine), field, None) for field in ("engine", "target"))
         if target is not None:
             return [(("engine",), f"a bundle is tried out before it is packed, and {self.engine} runs only on target {target}")]
-        if row is None or runtime_file(row.kind).is_file():
+        if row is None or runner(row.kind).is_file():
             return []
         packable = sorted({file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py")} | set(SHARED))
         return [(("engine",), f"an engine of kind {row.kind} runs only with this package; bundle one of kind {' or '.join(packable)}")]
@@ -62,7 +62,7 @@ class Bundle(Stage):
         for artifact, name in (("onnx", "model.onnx"), ("onnx", "preprocessing.json"), ("verdict", "verdict.json")):
             shutil.copyfile(inputs[artifact].file(name), out / name)
         shutil.copyfile(FILES / "run.py", out / "run.py")
-        shutil.copyfile(runtime_file(settings["kind"]), out / "runtime.py")
+        shutil.copyfile(runner(settings["kind"]), out / "runtime.py")
         if settings.get("argmax") == "native":
             for file in (ARGMAX, FILES / "argmax.py"):
                 shutil.copyfile(file, out / file.name)
@@ -124,11 +124,6 @@ def tried(out: Path) -> str:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
         raise Stillhouse(f"the packed runner fails on its own sample, it says: {said[-1]}")
     return done.stdout.strip().splitlines()[0]
-
-
-def runtime_file(kind: str) -> Path:
-    """What opens an engine of this kind in a bundle; only engines with such a file can be packed."""
-    return FILES / f"runtime_{SHARED.get(kind, kind)}.py"
 
 
 def builder_file(kind: str) -> Path:

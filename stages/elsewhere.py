@@ -6,6 +6,7 @@ Files lie in the target's work folder under the sha256 of their content, so that
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 HERE = Path(__file__).parent
+SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that the same files build and open
 CHUNK = 1 << 20  # bytes of a file in one message
 BUILD_S = 6 * 3600  # longest build
 LARGEST = 8 << 30  # bytes of one file of an engine
@@ -69,21 +71,50 @@ class Ran(Plain):
     provider: Words
     precision: Words
     threads: int | None
+    memory: Words = "absent"
+
+
+class Network(Plain):
+    """What stages/engines/_layers.py found there."""
+
+    layers: int
+    types: Annotated[dict[Words, dict[Words, int]], Field(max_length=200)]
+    quantised: Annotated[dict[Words, int], Field(max_length=20)]
+    plain: Annotated[list[Words], Field(max_length=100)]
+    precision: Words
+
+
+class Told(Plain):
+    """Of a build by TensorRT, as stages/bundle_files/build_tensorrt.py tells it."""
+
+    network: Network
+    timing: Words
+    warnings: Annotated[list[Words], Field(max_length=100)]
+    skipped_tactics: int
 
 
 class Built(Plain):
-    files: Annotated[dict[Annotated[str, Field(pattern=r"^engine\.[a-z0-9_]{1,20}$")], File], Field(min_length=1, max_length=8)]
+    files: Annotated[dict[Annotated[str, Field(pattern=r"^engine(\.[a-z0-9_]{1,20}){1,2}$")], File], Field(min_length=1, max_length=8)]
     ran: Ran
+    told: Told | None = None
 
 
 def builder(kind: str) -> Path:
     """The file that builds this kind of engine on a target. It may not be there: then the kind is not built there."""
-    return HERE / "target_files" / f"build_{kind}.py"
+    return HERE / "target_files" / f"build_{SHARED.get(kind, kind)}.py"
 
 
 def runner(kind: str) -> Path:
-    """The file that opens it there: the same as in a bundle."""
-    return HERE / "bundle_files" / f"runtime_{kind}.py"
+    """The file that opens it there: the same as in a bundle. It may not be there: then the kind runs only with this package."""
+    return HERE / "bundle_files" / f"runtime_{SHARED.get(kind, kind)}.py"
+
+
+def programs(kind: str) -> dict[str, bytes]:
+    """All that is sent to build this kind, by the names under which the builder finds it."""
+    found = {"builder": builder(kind), "runtime": runner(kind)}
+    if SHARED.get(kind, kind) == "tensorrt":
+        found |= {"planner": HERE / "bundle_files/build_tensorrt.py", "layers": HERE / "engines/_layers.py"}
+    return {name: file.read_bytes() for name, file in found.items()}
 
 
 def facts_of(name: str, target: Target) -> dict[str, Any]:
@@ -97,9 +128,15 @@ def facts_of(name: str, target: Target) -> dict[str, Any]:
 
 def environment(there: Asked, row: Engine) -> dict[str, str]:
     """What changes an engine's result besides its settings, as on this machine."""
-    facts = there.facts
-    runtime = next((found for name in row.installed() if (found := facts["packages"].get(name, "missing")) != "missing"), "missing")
-    return {"runtime": runtime, "cpu": facts["cpu"]} | sidecar.device_facts(facts, "gpu" in row.environment())
+    facts, ours = there.facts, row.environment()
+    found = {"runtime": row.runtime(versions(facts))} | ({"cpu": facts["cpu"]} if "cpu" in ours else {})
+    return found | sidecar.device_facts(facts, "gpu" in ours)
+
+
+def versions(facts: dict[str, Any]) -> Callable[..., str]:
+    """stages/machine.py's version(*distributions), of a target."""
+    packages = facts["packages"]
+    return lambda *names: next((found for name in names if (found := packages.get(name, "missing")) != "missing"), "missing")
 
 
 def described(there: Asked | None) -> dict[str, str]:
@@ -137,20 +174,32 @@ class There:
         from stages import onnxfile
 
         settings, file = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx"))
-        programs = [builder(row.kind).read_bytes(), runner(row.kind).read_bytes()]
+        sent = programs(row.kind)
         given = {one.name: fsops.sha256(one)[1] for one in (file, *sorted(out.glob("engine.*")))}
         for name, sha256 in given.items():
             self.send(file if name == file.name else out / name, sha256, name, sha256)
-        key = _digest([given, settings, [hashlib.sha256(program).hexdigest() for program in programs], self.facts])
-        asked = {"given": given, "key": key, "settings": settings, "sizes": [len(program) for program in programs]}
-        answer, _ = self.link.ask("build", b"".join(programs), within=BUILD_S, **asked)
+        key = _digest([given, settings, {name: hashlib.sha256(content).hexdigest() for name, content in sent.items()}, self.facts])
+        asked = {"given": given, "key": key, "settings": settings, "programs": {name: len(content) for name, content in sent.items()}}
+        answer, _ = self.link.ask("build", b"".join(sent.values()), within=BUILD_S, **asked)
         made = _checked(Built, answer, self.target)
+        facts = self._told(made, settings, source)
         folder = _folder({name: one.sha256 for name, one in made.files.items()})
         for name, one in made.files.items():
             self.fetch(folder, name, one, out / name, state)
         self._open(settings, folder, len(source.facts["classes"]))
-        self.ran = made.ran.model_dump() | {"place": f"target {self.target}"}
-        return {"ran": self.ran, "foreign": {"target": self.target, "device": sidecar.device_facts(self.facts, "gpu" in row.environment())}}
+        self.ran = made.ran.model_dump(exclude_unset=True) | {"place": f"target {self.target}"}
+        device = sidecar.device_facts(self.facts, "gpu" in row.environment())
+        return {**facts, "ran": self.ran, "foreign": {"target": self.target, "device": device}}
+
+    def _told(self, made: Built, settings: dict[str, Any], source: Artifact) -> dict[str, Any]:
+        if made.told is None:
+            return {}
+        from stages.engines import _nvinfer
+
+        told = made.told.model_dump()
+        _nvinfer.agreeing(told["network"], source)
+        gpus = ", ".join(f"{gpu['name']} ({gpu['capability']})" for gpu in self.facts["gpus"])
+        return _nvinfer.facts_of(settings, told, made.ran.runtime, gpus) | {"opened": True}
 
     def open(self, artifact: Artifact, threads: int | None = None) -> None:
         """Sends what the target lacks of an engine that was built there before, and opens it."""

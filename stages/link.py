@@ -158,7 +158,7 @@ class Link:
         self.heard += data
 
     def _told(self, what: str, answer: dict[str, Any]) -> None:
-        text = self._plain(str(answer.get("text", "")))
+        text = self._plain(str(answer.get("text", "")), 1100)
         kind = {"lacks": Missing, "storage": BadStore}.get(str(answer["error"]), BadData)
         raise kind(f"target {self.name}, asked for {what}: {text}")
 
@@ -178,12 +178,12 @@ class Link:
         again = "see that it runs and is reachable; the same command goes on from what is there"
         return Missing(f"target {self.name}: the connection ended, {self.doing} it ({said or 'without a word'}): {again}")
 
-    def _plain(self, text: str) -> str:
-        """One printable line, in which the host goes by the target's name: it is nothing to keep in journals."""
+    def _plain(self, text: str, most: int = 400) -> str:
+        """One printable line, `most` characters of it, in which the host goes by the target's name: it is nothing to keep in journals."""
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         for private in (f"{self.target.user}@{self.target.host}", self.target.host):
             text = text.replace(private, self.name)
-        return text[-400:]
+        return text[-most:]
 
 
 def _end(process: subprocess.Popen) -> None:

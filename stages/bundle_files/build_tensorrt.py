@@ -18,41 +18,64 @@ import types
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
 # As the builder says it: "Skipping tactic 28 due to insufficient memory", "Requested amount of GPU memory ... could not be allocated".
 SKIPPED = re.compile(r"insuff?icient memory|memory is insufficient|sufficient workspace|memory .* could not be allocated", re.IGNORECASE)
 
 
+ADVICE = {  # what a message of the parser or builder speaks of -> what to do about it
+    "QuantizeLinear": "TensorRT takes int8 with zero points of 0 and with biases left in floating point: quantise for runtime: tensorrt",
+    "UInt8 but must": "TensorRT takes uint8 only into a cast to floating point, and out of one: export the network again",
+}
+KEPT_WARNINGS = 20
+
+
 class Failed(Exception):
-    """No engine, and why."""
+    """No engine, why, and what to do."""
+
+    def __init__(self, text: str):
+        super().__init__("; ".join([text, *(advice for sign, advice in ADVICE.items() if sign in text)]))
 
 
 def main() -> int:
-    bundle = json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))
+    here = Path(__file__).resolve().parent
+    bundle = json.loads((here / "bundle.json").read_text(encoding="utf-8"))
     names = ["runtime.py", "model.onnx", *(["engine.timing"] if "engine.timing" in bundle["files"] else [])]
-    content = {name: (HERE / name).read_bytes() for name in names}
+    content = {name: (here / name).read_bytes() for name in names}
     for name, found in content.items():
         if hashlib.sha256(found).hexdigest() != bundle["files"][name]:
             print(f"{name} is not the file that was bundled: fetch this folder again", file=sys.stderr)
             return 7
     runtime = types.ModuleType("runtime")
-    exec(compile(content["runtime.py"], str(HERE / "runtime.py"), "exec"), runtime.__dict__)  # the bytes that were compared
+    exec(compile(content["runtime.py"], str(here / "runtime.py"), "exec"), runtime.__dict__)  # the bytes that were compared
     if not runtime.has_driver():
         print("an engine is built on the GPU that will run it, and the driver shows none on this machine", file=sys.stderr)
         return 2
     trt = runtime.imported(bundle["engine"]["kind"])
     log = runtime.logger(trt)
     try:
-        network = parsed(trt, content["model.onnx"], log)
-        made = planned(trt, network, bundle["engine"], log, content.get("engine.timing"))
+        made = built(trt, content["model.onnx"], bundle["engine"], log, content.get("engine.timing"))
     except Failed as failed:
         print(failed, file=sys.stderr)
         return 2
-    (HERE / "rebuilt.plan").write_bytes(made.plan)
+    (here / "rebuilt.plan").write_bytes(made.plan)
     said = {"plan": hashlib.sha256(made.plan).hexdigest(), "runtime": f"{trt.__name__} {trt.__version__}", "timing": made.timing_said}
-    (HERE / "rebuilt.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    (here / "rebuilt.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     print(f"rebuilt.plan: {len(made.plan):,} bytes by {said['runtime']}; timing cache: {made.timing_said}. Now: python run.py --check")
     return 0
+
+
+def built(trt: Any, model: bytes, settings: dict, log: Any, timing: bytes | None = None, look: Any = None) -> types.SimpleNamespace:
+    """plan: the engine's bytes. timing: what was measured on the way, for the next build (None: this runtime keeps no such thing).
+
+    told: what is worth knowing of the build; `network` in it is what `look` makes of the parsed network before it is built.
+    """
+    before = len(log.said)
+    network = parsed(trt, model, log)
+    told = {"network": look(network.network) if look else None}
+    made = planned(trt, network, settings, log, timing)
+    warnings = said(log, before)
+    made.told = told | {"timing": made.timing_said, "warnings": warnings[:KEPT_WARNINGS], "skipped_tactics": len(skipped(warnings))}
+    return made
 
 
 def parsed(trt: Any, model: bytes, log: Any) -> types.SimpleNamespace:
@@ -89,7 +112,6 @@ def told(error: Any) -> str:
 
 
 def planned(trt: Any, parsed: Any, settings: dict, log: Any, timing: bytes | None = None) -> types.SimpleNamespace:
-    """plan: the engine's bytes. timing: what was measured on the way, for the next build (None: this runtime keeps no such thing)."""
     config = configured(trt, parsed.builder, settings)
     profile(parsed.builder, parsed.network, config, settings["batch"])
     keeps = settings["kind"] == "tensorrt"  # TensorRT-RTX measures nothing when it builds

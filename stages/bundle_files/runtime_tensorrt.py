@@ -111,7 +111,7 @@ class Runner:
         self.memory.synchronize(self.stream)
         return classmap[:count].reshape(shape[:3]).copy()
 
-    def bound(self, images, watched: Any = None):
+    def bind(self, images, watched: Any = None):
         """Puts the images on the device; each call of what is returned runs the engine alone, to its end."""
         shape, context = self._fitting(images), self._context()
         if watched is not None:
@@ -130,14 +130,14 @@ class Runner:
 
     def profiled(self, images, runs: int = 20) -> dict:
         """Milliseconds on the device: of whole runs, between events and without a profiler; then of each layer, means over as many runs."""
-        run, start, end, whole = self.bound(images), self.memory.event(), self.memory.event(), []
+        run, start, end, whole = self.bind(images), self.memory.event(), self.memory.event(), []
         for _ in range(runs):
             self.memory.record(start, self.stream)
             run()
             self.memory.record(end, self.stream)
             whole.append(self.memory.elapsed_ms(start, end))
         times = {}
-        run = self.bound(images, profiler(self.trt, times))
+        run = self.bind(images, profiler(self.trt, times))
         for _ in range(runs):
             run()
         return {"runs": runs, "ms": statistics.median(whole), "layers": [{"name": n, "ms": sum(t) / runs} for n, t in times.items()]}
@@ -145,6 +145,13 @@ class Runner:
     def layers(self) -> Any:
         """What the engine consists of after fusing, as its inspector tells it."""
         return json.loads(self.engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON))
+
+    def insight(self, runs: int = 20) -> str:
+        """JSON of its layers, and of what they take."""
+        import numpy as np
+
+        profile = self.profiled(np.zeros((self.batch[0], *self.size, 3), np.uint8), runs)
+        return json.dumps({"layers": self.layers(), "profile": profile}, indent=1) + "\n"
 
     def _context(self) -> Any:
         context = self.engine.create_execution_context()
@@ -161,7 +168,7 @@ class Runner:
 
     def _enqueue(self, context: Any, shape: tuple, there: tuple) -> None:
         taken = context.set_input_shape(IMAGE, shape)
-        for name, device in zip((IMAGE, CLASSMAP), there, strict=True):
+        for name, device in ((IMAGE, there[0]), (CLASSMAP, there[1])):
             taken = taken and context.set_tensor_address(name, device.pointer)
         if not taken or not context.execute_async_v3(self.memory.handle(self.stream)):
             raise RuntimeError(f"the engine did not start on images of {list(shape)}")

@@ -70,6 +70,10 @@ class Engine(Row):
         """The lines of a requirements.txt that run this engine elsewhere, pinned to what is installed here; [] if it needs this package."""
         return []
 
+    def runtime(self, version: Callable[..., str]) -> str:
+        """Its name and version where `version` was asked: that gives the first of some distributions there, as stages/machine.py's does."""
+        return version(*self.installed())
+
     def environment(self) -> dict[str, str]:
         """What changes the engine's result besides its settings: runtime version and device. Found without importing the runtime."""
         raise TypeError(f"{type(self).__name__} does not define environment()")

@@ -4,8 +4,8 @@ The work is done by the two files that bundles carry (stages/bundle_files/*_tens
 and measured here. This one looks before they do, speaks of what went wrong in the words of the house, and collects facts.
 """
 
-import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,12 +46,6 @@ INSTALL = {
     "tensorrt": "pip install 'tensorrt>=10.9' (on Jetson it comes with JetPack)",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 }
-ADVICE = {  # what a message of the parser or builder speaks of -> what to do about it
-    "QuantizeLinear": "TensorRT takes int8 with zero points of 0 and with biases left in floating point: quantise for runtime: tensorrt",
-    "UInt8 but must": "TensorRT takes uint8 only into a cast to floating point, and out of one: export the network again",
-}
-PROFILED_RUNS = 20
-KEPT_WARNINGS = 20
 
 
 def requirements(settings: dict[str, Any]) -> list[str]:
@@ -61,8 +55,13 @@ def requirements(settings: dict[str, Any]) -> list[str]:
 
 
 def environment(kind: str) -> dict[str, str]:
-    version = machine.version(*DISTRIBUTIONS[kind][0]).split()[-1]
-    return {"runtime": version if version == "missing" else f"{kind} {version}", "gpu": gpu_names()}
+    return {"runtime": runtime(kind, machine.version), "gpu": gpu_names()}
+
+
+def runtime(kind: str, version: Callable[..., str]) -> str:
+    """By the name of the kind, whichever distribution brings it."""
+    found = version(*DISTRIBUTIONS[kind][0]).split()[-1]
+    return found if found == "missing" else f"{kind} {found}"
 
 
 def gpu_names() -> str:
@@ -84,27 +83,30 @@ def build(settings: dict[str, Any], source: Artifact, out: Path) -> dict[str, An
     logger = runtime_tensorrt.logger(trt)
     before = len(logger.said)
     try:
-        network = build_tensorrt.parsed(trt, file.read_bytes(), logger)
-        described = agreeing(_layers.described(network.network), source)
-        made = build_tensorrt.planned(trt, network, settings, logger, timing.read_bytes() if timing.is_file() else None)
+        measured = timing.read_bytes() if timing.is_file() else None
+        made = build_tensorrt.built(
+            trt, file.read_bytes(), settings, logger, measured, lambda network: agreeing(_layers.described(network), source)
+        )
     except build_tensorrt.Failed as failed:
-        raise BadData("; ".join([str(failed), *(advice for sign, advice in ADVICE.items() if sign in str(failed))])) from None
+        raise BadData(str(failed)) from None
     finally:
         for severity, text in logger.said[before:]:
             log.log(logging.INFO if severity == "INFO" else logging.WARNING, "%s: %s", kind, text)
     (out / "engine.plan").write_bytes(made.plan)
     if made.timing is not None:
         timing.write_bytes(made.timing)
-    warnings = build_tensorrt.said(logger, before)
-    skipped = build_tensorrt.skipped(warnings)
-    if skipped:
-        log.warning("%s: %d times a way of computing was left out for lack of memory: the engine may be slow", kind, len(skipped))
+    facts = facts_of(settings, made.told, build_tensorrt.named(trt), gpu_names())
+    return facts | looked_into(settings, out, facts)
+
+
+def facts_of(settings: dict[str, Any], told: dict[str, Any], runtime: str, gpu: str) -> dict[str, Any]:
+    """What an engine's facts hold of its build, here or on a target. `told`: see build_tensorrt.built."""
+    if told["skipped_tactics"]:
+        text = "%s: %d times a way of computing was left out for lack of memory: the engine may be slow"
+        log.warning(text, settings["kind"], told["skipped_tactics"])
     options = {name: value for name, value in settings.items() if name not in ("kind", "threads", "memory", "argmax")}
-    facts = {
-        "network": described,
-        "built": {"runtime": build_tensorrt.named(trt), "gpu": gpu_names(), "options": options, "timing": made.timing_said},
-    }
-    return facts | {"warnings": warnings[:KEPT_WARNINGS], "skipped_tactics": len(skipped)} | looked_into(settings, out, facts)
+    built = {"runtime": runtime, "gpu": gpu, "options": options, "timing": told["timing"]}
+    return {"network": told["network"], "built": built, "warnings": told["warnings"], "skipped_tactics": told["skipped_tactics"]}
 
 
 def agreeing(described: dict[str, Any], source: Artifact) -> dict[str, Any]:
@@ -124,13 +126,8 @@ def looked_into(settings: dict[str, Any], out: Path, facts: dict[str, Any]) -> d
     ran["precision"] = facts["network"]["precision"] + (" with tf32" if settings["tf32"] else "")
     if not machine.has_device():
         return {"ran": ran, "opened": False}
-    import numpy as np
-
     session = open_session(settings, out, facts | {"ran": ran})
-    runner = session.runner
-    profile = runner.profiled(np.zeros((runner.batch[0], *runner.size, 3), np.uint8), PROFILED_RUNS)
-    content = {"layers": runner.layers(), "profile": profile}
-    (out / "engine.layers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (out / "engine.layers.json").write_text(session.runner.insight(), encoding="utf-8")
     return {"ran": session.ran, "opened": True}
 
 
@@ -180,4 +177,4 @@ class Session:
         return answer(lambda: self.runner(images), images)
 
     def bind(self, images):
-        return self.runner.bound(images)
+        return self.runner.bind(images)

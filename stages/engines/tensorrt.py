@@ -3,6 +3,7 @@
 Precision stands in the ONNX file: no flag of TensorRT 10 that version 11 took away is ever set.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -39,6 +40,9 @@ class TensorRT(Engine):
 
     def requirements(self) -> list[str]:
         return _nvinfer.requirements(self.model_dump())
+
+    def runtime(self, version: Callable[..., str]) -> str:
+        return _nvinfer.runtime(self.kind, version)
 
     def environment(self) -> dict[str, str]:
         return _nvinfer.environment(self.kind)

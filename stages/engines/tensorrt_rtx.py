@@ -4,6 +4,7 @@ Its plans are finished by the GPU that opens them, so one plan serves several ge
 no timing cache. Version- and hardware-compatible plans are an affair of TensorRT: here `targets` says what a plan is for.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +38,9 @@ class TensorRtx(Engine):
 
     def requirements(self) -> list[str]:
         return _nvinfer.requirements(self.model_dump())
+
+    def runtime(self, version: Callable[..., str]) -> str:
+        return _nvinfer.runtime(self.kind, version)
 
     def environment(self) -> dict[str, str]:
         return _nvinfer.environment(self.kind)

@@ -71,10 +71,10 @@ class Agent:
             os.replace(part, file)
         return {"have": size}, b""
 
-    def build(self, payload, given, key, settings, sizes):
-        """Builds from what was `given` (name -> sha256), once for each key: {"files": {name: {sha256, bytes}}, "ran"}.
+    def build(self, payload, given, key, settings, programs):
+        """Builds from what was `given` (name -> sha256), once for each key: {"files": {name: {sha256, bytes}}} and what the builder says.
 
-        The engine then lies in folder_of(files).
+        The engine then lies in folder_of(files). `programs`: name -> bytes of the payload; "builder" is asked, and handed the others.
         """
         record = self.root / "built" / f"{key}.json"
         record.parent.mkdir(mode=0o700, exist_ok=True)
@@ -86,21 +86,25 @@ class Agent:
                     return made, b""
             except (OSError, ValueError, LookupError):
                 pass
-            return self._build(payload[: sizes[0]], payload[sizes[0] :], given, key, settings, record), b""
+            have, at = types.SimpleNamespace(machine=loaded("machine", MACHINE)), 0  # noqa: F821
+            for name, size in programs.items():
+                setattr(have, name, loaded(name, payload[at : at + size]))
+                at += size
+            return self._build(have, given, key, settings, record), b""
 
-    def _build(self, builder, runtime, given, key, settings, record):
+    def _build(self, have, given, key, settings, record):
         work = self.root / "built" / f"{key}.work"
         remove(work)
         work.mkdir(mode=0o700)
         for name in set(given) - {"model.onnx"}:  # a timing cache
             shutil.copyfile(self.place(given[name], name), work / name)
         onnx = self.place(given["model.onnx"], "model.onnx")
-        ran = loaded("builder", builder).build(onnx, work, settings, loaded("runtime", runtime))
+        said = have.builder.build(onnx, work, settings, have)
         files = {f.name: {"sha256": digest(f), "bytes": f.stat().st_size} for f in sorted(work.iterdir())}
         folder = self.root / folder_of(files)
         remove(folder)
         os.rename(work, folder)
-        made = {"files": files, "ran": ran}
+        made = {"files": files, **said}
         draft = record.with_suffix(".draft")
         draft.write_text(json.dumps(made))
         os.replace(draft, record)
@@ -112,11 +116,7 @@ class Agent:
             return {}, file.read(size)
 
     def open(self, payload, folder, settings):
-        runtime = loaded("runtime", payload)
-        try:
-            self.run = runtime.load(self.root / folder, settings)
-        except runtime.Unfit as unfit:
-            raise Unfit(str(unfit)) from None
+        self.run = loaded("runtime", payload).load(self.root / folder, settings)
         return {}, b""
 
     def maps(self, payload, shape):
@@ -181,9 +181,10 @@ def main():
         try:
             answer, data = getattr(agent, ask)(payload, **request)
         except Exception as error:
-            kind = "lacks" if isinstance(error, (Unfit, ImportError)) else "storage" if isinstance(error, OSError) else "failed"
-            text = str(error) if isinstance(error, Unfit) else f"{type(error).__name__}: {error}"
-            answer, data = {"error": kind, "text": text[:1000]}, b""
+            name = type(error).__name__  # every program that was sent has an Unfit of its own
+            kind = "lacks" if name == "Unfit" or isinstance(error, ImportError) else "storage" if isinstance(error, OSError) else "failed"
+            text = str(error) if name in ("Unfit", "Failed") else f"{name}: {error}"
+            answer, data = {"error": kind, "text": text if len(text) < 1000 else f"{text[:600]} ... {text[-400:]}"}, b""
         pipe.write(json.dumps({**answer, "bytes": len(data)}).encode() + b"\n" + data)
         pipe.flush()
 

@@ -5,11 +5,11 @@ from importlib import metadata
 from pathlib import Path
 
 
-def build(onnx: Path, out: Path, settings: dict, runtime) -> dict:
-    """Writes engine.* into `out`; returns what ran, as stages/engines/openvino.py says it. `runtime` is what will open it."""
+def build(onnx: Path, out: Path, settings: dict, have) -> dict:
+    """Writes engine.* into `out`; tells what ran, as stages/engines/openvino.py says it. `have.runtime` is what will open it."""
     sys.modules.setdefault("openvino_telemetry", None)  # through it, importing openvino would call a server of its makers
     import openvino
 
     openvino.save_model(openvino.Core().read_model(onnx), out / "engine.xml", compress_to_fp16=False)
     version = f"openvino {metadata.version('openvino')}"
-    return {"runtime": version, "provider": "CPU", "precision": settings["precision"], "threads": settings["threads"]}
+    return {"ran": {"runtime": version, "provider": "CPU", "precision": settings["precision"], "threads": settings["threads"]}}

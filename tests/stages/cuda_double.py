@@ -45,6 +45,25 @@ class Driver:
         count._obj.value = 1
         return 0
 
+    def cuDeviceGet(self, device, index):
+        return 0
+
+    def cuDeviceGetName(self, name, size, device):
+        name.value = b"GPU A"
+        return 0
+
+    def cuDeviceTotalMem_v2(self, total, device):
+        total._obj.value = 8_000_000_000
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 7}[attribute]  # compute capability, as on a Jetson Orin
+        return 0
+
+    def cuDriverGetVersion(self, number):
+        number._obj.value = 12060
+        return 0
+
 
 class Error(enum.IntEnum):
     cudaSuccess = 0

@@ -207,10 +207,13 @@ def test_the_client_never_asks_forwards_or_trusts_and_a_host_comes_after_all_opt
 def test_the_far_end_is_python_of_3_9():
     for file in [
         *(Path(link.__file__).parent / "target_files").glob("*.py"),
+        *(Path(link.__file__).parent / "bundle_files").glob("*.py"),
+        Path(link.__file__).parent / "engines/_layers.py",
         link.MACHINE,
-        *map(elsewhere.runner, ("onnxruntime", "openvino")),
     ]:
-        ast.parse(file.read_text(), feature_version=(3, 9))
+        tree = ast.parse(file.read_text(), feature_version=(3, 9))
+        zips = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip"]
+        assert not any(node.keywords for node in zips), f"{file}: zip(strict=...) is of Python 3.10"
 
 
 # -- the far end as a process

@@ -10,8 +10,9 @@ import pytest
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Missing
 from stages import machine
-from stages.bundle import FILES, Bundle, builder_file, runtime_file
+from stages.bundle import FILES, Bundle, builder_file
 from stages.bundle_files import build_tensorrt, runtime_tensorrt
+from stages.elsewhere import runner
 from stages.engines import TABLE
 from stages.measure.predict import open_session
 from tests.stages import cuda_double, small_line
@@ -388,5 +389,5 @@ def test_a_bundle_is_packed_with_all_a_device_needs_and_its_runner_was_tried(onn
 
 
 def test_both_kinds_of_plan_are_opened_by_one_runner():
-    assert runtime_file("tensorrt") == runtime_file("tensorrt_rtx") and builder_file("tensorrt_rtx").name == "build_tensorrt.py"
-    assert runtime_file("openvino").name == "runtime_openvino.py" and not builder_file("openvino").is_file()
+    assert runner("tensorrt") == runner("tensorrt_rtx") and builder_file("tensorrt_rtx").name == "build_tensorrt.py"
+    assert runner("openvino").name == "runtime_openvino.py" and not builder_file("openvino").is_file()

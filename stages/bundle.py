@@ -16,10 +16,9 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stillhouse
 from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages import machine
-from stages.elsewhere import SHARED, runner
+from stages.elsewhere import ARGMAX, SHARED, runner
 
 FILES = Path(__file__).parent / "bundle_files"
-ARGMAX = Path(__file__).parent.parent / "kernels/upsample_argmax/argmax.c"
 LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine must reproduce; CPUs round bfloat16 differently
 STRICT_AGREEMENT = 0.999
 WORDS = {True: "passed", False: "FAILED", None: "UNDECIDED"}

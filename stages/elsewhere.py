@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 HERE = Path(__file__).parent
+ARGMAX = HERE.parent / "kernels/upsample_argmax/argmax.c"
 SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that the same files build and open
 CHUNK = 1 << 20  # bytes of a file in one message
 BUILD_S = 6 * 3600  # longest build
@@ -58,6 +59,7 @@ class Facts(Plain):
     python: Words
     gpus: Annotated[list[Gpu], Field(max_length=32)]
     driver: Number | None
+    compiler: Words  # of C, or none
     packages: Annotated[dict[Words, Words], Field(max_length=64)]
 
 
@@ -72,6 +74,7 @@ class Ran(Plain):
     precision: Words
     threads: int | None
     memory: Words = "absent"
+    argmax: Words = "absent"
 
 
 class Network(Plain):
@@ -97,6 +100,13 @@ class Built(Plain):
     files: Annotated[dict[Annotated[str, Field(pattern=r"^engine(\.[a-z0-9_]{1,20}){1,2}$")], File], Field(min_length=1, max_length=8)]
     ran: Ran
     told: Told | None = None
+
+
+class Opened(Plain):
+    """How logits become classes there, where the engine leaves that to us."""
+
+    argmax: Literal["native", "graph of its own"] | None = None
+    why: str = Field("", max_length=1000)
 
 
 def builder(kind: str) -> Path:
@@ -130,6 +140,7 @@ def environment(there: Asked, row: Engine) -> dict[str, str]:
     """What changes an engine's result besides its settings, as on this machine."""
     facts, ours = there.facts, row.environment()
     found = {"runtime": row.runtime(versions(facts))} | ({"cpu": facts["cpu"]} if "cpu" in ours else {})
+    found |= {"compiler": facts["compiler"]} if row.argmax == "native" else {}
     return found | sidecar.device_facts(facts, "gpu" in ours)
 
 
@@ -161,7 +172,7 @@ class There:
 
     def __init__(self, job: Job):
         there: Asked = job.target
-        self.target, self.facts = there.name, there.facts
+        self.target, self.facts, self.say = there.name, there.facts, job.say
         self.link = Link(there.name, there.target, job.stop_asked)
         if _hello(self.link) != there.facts:
             raise Missing(f"target {there.name} is not what it was when the run began (its packages or devices changed): run again")
@@ -173,7 +184,11 @@ class There:
         """
         from stages import onnxfile
 
-        settings, file = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx"))
+        settings, file, tail = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx")), None
+        if row.argmax == "native":
+            network, tail = row.cut(source, out)
+            file = state / "model.onnx"
+            file.write_bytes(network)
         sent = programs(row.kind)
         given = {one.name: fsops.sha256(one)[1] for one in (file, *sorted(out.glob("engine.*")))}
         for name, sha256 in given.items():
@@ -186,8 +201,9 @@ class There:
         folder = _folder({name: one.sha256 for name, one in made.files.items()})
         for name, one in made.files.items():
             self.fetch(folder, name, one, out / name, state)
-        self._open(settings, folder, len(source.facts["classes"]))
-        self.ran = made.ran.model_dump(exclude_unset=True) | {"place": f"target {self.target}"}
+        opened = self._open(settings, folder, len(source.facts["classes"]), tail)
+        self.ran = made.ran.model_dump(exclude_unset=True) | {"place": f"target {self.target}"} | opened
+        facts |= {"tail": tail} if tail else {}
         device = sidecar.device_facts(self.facts, "gpu" in row.environment())
         return {**facts, "ran": self.ran, "foreign": {"target": self.target, "device": device}}
 
@@ -210,12 +226,21 @@ class There:
         files = {name: one.sha256 for name, one in sidecar.read(artifact.folder).files.items()}
         for name, sha256 in files.items():
             self.send(artifact.file(name), _folder(files), name, sha256)
-        self._open(settings, _folder(files), len(artifact.facts["classes"]))
-        self.ran = artifact.facts["ran"] | {"threads": settings["threads"]}
+        opened = self._open(settings, _folder(files), len(artifact.facts["classes"]), artifact.facts.get("tail"))
+        self.ran = artifact.facts["ran"] | {"threads": settings["threads"]} | opened
 
-    def _open(self, settings: dict[str, Any], folder: str, classes: int) -> None:
-        self.classes = classes
-        self.link.ask("open", runner(settings["kind"]).read_bytes(), folder=folder, settings=settings)
+    def _open(self, settings: dict[str, Any], folder: str, classes: int, tail: dict[str, Any] | None) -> dict[str, str]:
+        """{}, or {"argmax": who names the classes of logits there}."""
+        self.classes, sent = classes, {"runtime": runner(settings["kind"]).read_bytes()}
+        if tail:
+            sent |= {"argmax": (HERE / "bundle_files/argmax.py").read_bytes(), "argmax.c": ARGMAX.read_bytes()}
+        asked = {"folder": folder, "settings": settings, "programs": {name: len(content) for name, content in sent.items()}, "tail": tail}
+        opened = _checked(Opened, self.link.ask("open", b"".join(sent.values()), **asked)[0], self.target)
+        if (opened.argmax is None) != (tail is None):
+            raise Refused(f"target {self.target} does not say how it takes the argmax: it does not speak as it should")
+        if opened.why:
+            self.say(f"target {self.target} takes the argmax in a graph, more slowly than in C: {self.link.plain(opened.why)}")
+        return {"argmax": opened.argmax} if tail else {}
 
     def __call__(self, images: "np.ndarray") -> "np.ndarray":
         import numpy as np

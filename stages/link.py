@@ -158,7 +158,7 @@ class Link:
         self.heard += data
 
     def _told(self, what: str, answer: dict[str, Any]) -> None:
-        text = self._plain(str(answer.get("text", "")), 1100)
+        text = self.plain(str(answer.get("text", "")), 1100)
         kind = {"lacks": Missing, "storage": BadStore}.get(str(answer["error"]), BadData)
         raise kind(f"target {self.name}, asked for {what}: {text}")
 
@@ -169,7 +169,7 @@ class Link:
         """What the end of the connection means, by what the client says of it."""
         self.end()
         self.listener.join(2)
-        said = self._plain(b"".join(self.complaints).decode(errors="replace"))
+        said = self.plain(b"".join(self.complaints).decode(errors="replace"))
         if "key verification failed" in said or "REMOTE HOST IDENTIFICATION" in said:
             return Refused(
                 f"target {self.name}: its host key is not the one in known_hosts, or none is there ({said}). Compare the fingerprint on "
@@ -178,7 +178,7 @@ class Link:
         again = "see that it runs and is reachable; the same command goes on from what is there"
         return Missing(f"target {self.name}: the connection ended, {self.doing} it ({said or 'without a word'}): {again}")
 
-    def _plain(self, text: str, most: int = 400) -> str:
+    def plain(self, text: str, most: int = 400) -> str:
         """One printable line, `most` characters of it, in which the host goes by the target's name: it is nothing to keep in journals."""
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         for private in (f"{self.target.user}@{self.target.host}", self.target.host):

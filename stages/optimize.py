@@ -57,8 +57,6 @@ class Optimize(Stage):
             found.append((("timing",), text))
         if self.target is not None and not elsewhere.builder(self.engine.kind).is_file():
             found.append((("target",), f"an engine of kind {self.engine.kind} is built on this machine only: leave target out"))
-        if self.target is not None and self.engine.argmax == "native":
-            found.append((("engine", "argmax"), "native is for engines built on this machine: write graph, or leave target out"))
         return found
 
     def environment(self) -> dict[str, str]:

@@ -82,6 +82,10 @@ class Engine(Row):
         """Writes files named engine.* into `out` and returns facts about them; `open` is given these facts again."""
         raise TypeError(f"{type(self).__name__} does not define build()")
 
+    def cut(self, source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
+        """For argmax: native: the network up to its logits, and what becomes of them; the rest as a graph lies in `out` (_tail.cut)."""
+        raise TypeError(f"{type(self).__name__} does not define cut()")
+
     def open(self, folder: Path, facts: dict[str, Any]) -> Session:
         raise TypeError(f"{type(self).__name__} does not define open()")
 

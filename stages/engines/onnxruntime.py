@@ -48,11 +48,14 @@ class OnnxRuntime(Engine):
             return {"ran": self.open(out, facts).ran}
         with opening(file, "onnx", file.stat().st_size):
             if self.argmax == "native":
-                network, facts["tail"] = _tail.cut(source, out, _forms.classes_last)
+                network, facts["tail"] = self.cut(source, out)
             else:
                 network = _forms.suited(source, _forms.classes_last)
         (out / "engine.onnx").write_bytes(network)
         return {**facts, "ran": self.open(out, facts).ran}
+
+    def cut(self, source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
+        return _tail.cut(source, out, _forms.classes_last)
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":
         tail = _tail.Tail(facts["tail"], self.threads) if self.argmax == "native" else None

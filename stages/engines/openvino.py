@@ -47,13 +47,16 @@ class OpenVino(Engine):
         ov, size = silent(), file.stat().st_size
         with opening(file, "onnx", size):
             if self.argmax == "native":
-                network, facts["tail"] = _tail.cut(source, out, _forms.where_the_maximum_is)
+                network, facts["tail"] = self.cut(source, out)
             else:  # that form compares values for equality, which bfloat16 may round in one place and not in another
                 network = _forms.suited(source, _forms.where_the_maximum_is) if self.precision == "f32" else file.read_bytes()
         with tempfile.TemporaryDirectory(dir=out) as folder, opening(file, "openvino", size):
             (Path(folder) / "network.onnx").write_bytes(network)  # read as bytes, a broken one is told of in other words
             ov.save_model(core().read_model(Path(folder) / "network.onnx"), out / "engine.xml", compress_to_fp16=False)
         return {**facts, "ran": self.open(out, facts).ran}
+
+    def cut(self, source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
+        return _tail.cut(source, out, _forms.where_the_maximum_is)
 
     def open(self, folder: Path, facts: dict[str, Any]) -> "Session":
         if self.precision == "bf16" and not machine.has_bf16():

@@ -43,8 +43,10 @@ class Agent:
         found = os.lstat(self.root)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise Unfit(f"workdir {workdir} must be a folder of this user that nobody else may write to: chmod go-w, or name another")
+        os.environ["XDG_CACHE_HOME"] = str(self.root / "cache")  # nothing is left elsewhere
         machine = loaded("machine", MACHINE)  # noqa: F821
-        return machine.facts() | {"packages": {name: machine.version(name) for name in packages}}, b""
+        compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), "none")
+        return machine.facts() | {"compiler": compiler, "packages": {name: machine.version(name) for name in packages}}, b""
 
     def put(self, payload, folder, name, sha256, size, at):
         """A piece of a file, from byte `at`; without bytes only a question. Answers how much of it is here: `size` means whole."""
@@ -86,11 +88,8 @@ class Agent:
                     return made, b""
             except (OSError, ValueError, LookupError):
                 pass
-            have, at = types.SimpleNamespace(machine=loaded("machine", MACHINE)), 0  # noqa: F821
-            for name, size in programs.items():
-                setattr(have, name, loaded(name, payload[at : at + size]))
-                at += size
-            return self._build(have, given, key, settings, record), b""
+            have = {name: loaded(name, source) for name, source in {"machine": MACHINE, **parted(payload, programs)}.items()}  # noqa: F821
+            return self._build(types.SimpleNamespace(**have), given, key, settings, record), b""
 
     def _build(self, have, given, key, settings, record):
         work = self.root / "built" / f"{key}.work"
@@ -115,9 +114,21 @@ class Agent:
             file.seek(at)
             return {}, file.read(size)
 
-    def open(self, payload, folder, settings):
-        self.run = loaded("runtime", payload).load(self.root / folder, settings)
-        return {}, b""
+    def open(self, payload, folder, settings, programs, tail):
+        """`tail`: how the logits of an engine that gives them become classes: through argmax.c where it compiles, else in a graph."""
+        sent = parted(payload, programs)
+        runtime = loaded("runtime", sent["runtime"])
+        network = self.run = runtime.load(self.root / folder, settings)
+        if tail is None:
+            return {}, b""
+        native = loaded("argmax", sent["argmax"])
+        try:
+            rest, how = native.load(sent["argmax.c"], tail, settings["threads"])[0], {"argmax": "native"}
+        except native.Unfit as unfit:
+            rest, how = runtime.load_tail(self.root / folder, settings), {"argmax": "graph of its own", "why": str(unfit)}
+        self.run = lambda images: rest(network(images))
+        self.run.bind = lambda images: lambda: self.run(images)  # on a CPU, where images lie is where they are read
+        return how, b""
 
     def maps(self, payload, shape):
         """Images uint8 (B, H, W, 3) -> class maps uint8 (B, H, W)."""
@@ -211,6 +222,15 @@ def fitted(image, size):
     from PIL import Image
 
     return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def parted(payload, sizes):
+    """{name: bytes}, from what lies one after the other."""
+    found, at = {}, 0
+    for name, size in sizes.items():
+        found[name] = payload[at : at + size]
+        at += size
+    return found
 
 
 def loaded(name, source):

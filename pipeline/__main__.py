@@ -26,7 +26,7 @@ def main() -> int:
 
     from pipeline import cli
 
-    parts = cli.Parts(kinds=stages.KINDS, has_device=_has_device, machine=_machine, page=_page, engine=_engine, ask=_ask)
+    parts = cli.Parts(stages.KINDS, _has_device, _machine, _page, engine=_engine, judge=_judge, baseline=_baseline, ask=_ask)
     return cli.main(sys.argv[1:], parts)
 
 
@@ -52,6 +52,18 @@ def _ask(name: str, target: object) -> dict:
     from stages.elsewhere import facts_of
 
     return facts_of(name, target)
+
+
+def _judge(settings: dict, inputs: dict, released: object) -> dict:
+    from stages.gate import judged_again
+
+    return judged_again(settings, inputs, released)
+
+
+def _baseline(settings: dict, inputs: dict, artifacts: dict, lineage: dict) -> dict:
+    from stages.baseline import accepted
+
+    return accepted(settings, inputs, artifacts, lineage)
 
 
 def _page(run: dict, artifacts: dict) -> tuple[str, dict]:

@@ -22,6 +22,7 @@ from typing import Any
 from . import limits, room
 from .artifact import Artifact
 from .errors import Stillhouse, Stopped
+from .released import Released
 from .targets import Asked
 
 PROGRESS_EVERY = 0.1  # seconds between two progress events
@@ -43,7 +44,7 @@ class ChildJob:
 
     def __init__(self, spec: dict[str, Any], events: Events, target: Asked | None = None):
         self.out, self.state, self.lineage = Path(spec["out"]), Path(spec["state"]), spec["lineage"]
-        self.rehearsing, self.target = spec["rehearsing"], target
+        self.rehearsing, self.target, self.released = spec["rehearsing"], target, Released.of(spec["released"])
         self._events, self._signal, self._asks, self._shown = events, 0, False, 0.0
 
     def say(self, text: str) -> None:

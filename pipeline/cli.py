@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import finding, fleet, room, starter, targets, upkeep
+from . import exchange, finding, fleet, gating, room, starter, targets, upkeep
 from .errors import BadRecipe, Missing, Stillhouse
 from .store import Store
 
@@ -25,6 +25,8 @@ class Parts:
     machine: Callable[[], dict[str, Any]]
     page: Callable[[dict[str, Any], dict[str, Any]], tuple[str, dict[str, Any]]]
     engine: Callable[[Path], list[Any]] | None = None  # a folder with engine.json -> doctor.Finding
+    judge: Callable[..., dict[str, Any]] | None = None  # settings of a gate, its inputs, released.Released or None -> a verdict
+    baseline: Callable[..., dict[str, Any]] | None = None  # the same settings and inputs, artifacts, lineage -> what is committed
     ask: Callable[[str, Any], dict[str, Any]] | None = None  # a target's name and entry -> what it says of itself, over the network
 
 
@@ -87,7 +89,8 @@ def plan(asked: argparse.Namespace, parts: Parts) -> None:
     """Shows which stages are kept, which would run, and why."""
     from .plan import last_keys, make
 
-    recipe, store = _recipe(asked, parts), Store(asked.store)
+    store = Store(asked.store)
+    recipe = _with_released(_recipe(asked, parts), store)
     for step in make(recipe.stages, store, last_keys(store, recipe.name)):
         verb = f"kept  {step.artifact.id[:12]}" if step.artifact else "runs  " + "; ".join(step.why)
         print(f"{step.name:<12} {step.stage.kind:<9} {verb}")
@@ -100,7 +103,7 @@ def why(asked: argparse.Namespace, parts: Parts) -> None:
     store = Store(asked.store)
     if asked.recipe is None:
         asked.recipe = Path(finding.begin(store, finding.newest(store))["file"])
-    recipe = _recipe(asked, parts)
+    recipe = _with_released(_recipe(asked, parts), store)
     if asked.stage not in recipe.stages:
         raise BadRecipe(f"{asked.recipe} has no stage {asked.stage!r}{finding.meant(asked.stage, recipe.stages)}")
     steps = {step.name: step for step in make(recipe.stages, store, last_keys(store, recipe.name))}
@@ -190,6 +193,7 @@ def _run(recipe: Any, store: Store, asked: argparse.Namespace, parts: Parts) -> 
 
     show = choose()
     began = time.monotonic()
+    recipe = _with_released(recipe, store)
     runner = Runner(store, parts.kinds, show, wait=not asked.no_wait)
     with runner.held:
         try:
@@ -274,6 +278,13 @@ def _recipe(asked: argparse.Namespace, parts: Parts) -> Any:
     return read(asked.recipe, parts.kinds, profile=profile_for(asked, parts, asked.recipe), sets=asked.set)
 
 
+def _with_released(recipe: Any, store: Store) -> Any:
+    """The recipe whose stages know the committed baseline, where they speak of it."""
+    from . import released
+
+    return replace(recipe, stages=released.known(recipe.stages, released.place(recipe.path, recipe.name, recipe.profile), store))
+
+
 def profile_for(asked: argparse.Namespace, parts: Parts, file: Path) -> str:
     """A recipe with a `cpu` profile is written for a device: without one it is that profile or nothing."""
     from .recipe import read
@@ -332,6 +343,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (ls, ("run?",)),
     (show, ("what",)),
     (diff, ("one", "two")),
+    (gating.gate, ("run?", "--baseline", "--accept", "--replay")),
     (report, ("run?", "--out")),
     (schema, ()),
     (doctor, ("engine?",)),
@@ -342,6 +354,8 @@ STORE: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (upkeep.gc, ("--keep", "--dry-run", "--allow-network-fs")),
     (upkeep.pin, ("what?", "--off", "--allow-network-fs")),
     (upkeep.size, ("--allow-network-fs",)),
+    (exchange.push, ("dir", "what", "--allow-network-fs")),
+    (exchange.pull, ("dir", "what", "--allow-network-fs")),
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "--set": {"action": "append", "default": [], "metavar": "PATH=VALUE", "help": "e.g. stages.teacher.fit.steps=2000; repeatable"},
@@ -358,6 +372,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--repair": {"action": "store_true", "help": "move what is damaged to quarantine/"},
     "--keep": {"type": int, "metavar": "N", "help": "only the newest N runs of each recipe count (default: all)"},
     "--dry-run": {"action": "store_true", "help": "only say what would go"},
+    "--baseline": {"type": Path, "metavar": "FILE", "help": "the committed baseline (baselines/RECIPE.PROFILE.json beside the recipe)"},
+    "--accept": {"action": "store_true", "help": "make the run the baseline: writes that file"},
+    "--replay": {"action": "store_true", "help": "only recompute the stored verdict, with the baseline of that day"},
     "--off": {"action": "store_true", "help": "end the pin"},
 }
 
@@ -366,7 +383,7 @@ def parser() -> argparse.ArgumentParser:
     whole = Parser(prog="python -m pipeline", description="From a large segmentation network to a small measured engine.")
     commands = _group(whole)
     _add(commands, COMMANDS)
-    store = commands.add_parser("store", help="Looks after a store: fsck, gc, pin, size.", description=upkeep.__doc__)
+    store = commands.add_parser("store", help="Looks after a store: fsck, gc, pin, size, push, pull.", description=upkeep.__doc__)
     _add(_group(store), STORE)
     return whole
 
@@ -384,5 +401,5 @@ def _add(commands: Any, table: tuple[tuple[Callable[..., Any], tuple[str, ...]],
                 one.add_argument(name, **OPTIONS[name])
             else:
                 bare = name.rstrip("?")
-                kind = Path if bare in ("recipe", "file") else str
+                kind = Path if bare in ("recipe", "file", "dir") else str
                 one.add_argument(bare, type=kind, nargs="?" if name.endswith("?") else None, metavar=bare.upper())

@@ -58,9 +58,15 @@ def pre_image(stage: Stage, ids: Mapping[str, str | None]) -> dict[str, Any]:
         "rows": {path: [row.kind, row.version] for path, row in rows(stage)},
         "config": {field: value for field, value in settings(stage).items() if field not in fields},
         "inputs": inputs,
-        "outside": stage.outside(),
+        "outside": stage.outside() | _released(stage),
         "environment": stage.environment(),
     }
+
+
+def _released(stage: Stage) -> dict[str, str]:
+    if not stage.names_released():
+        return {}
+    return {"released": stage.released.digest if stage.released else "none"}
 
 
 def settings(value: Any) -> Any:

@@ -168,6 +168,7 @@ class Runner:
             "out": str(out),
             "state": str(state),
             "lineage": lineage,
+            "released": step.stage.released.verified(self.store).described() if step.stage.released else None,
             "rehearsing": self.rehearsing,
         }
         spec_file = log.with_suffix(".json")

@@ -49,6 +49,7 @@ class Job(Protocol):
     out: Path  # an empty folder; every file in it becomes part of the artifact (flat: no folders inside)
     state: Path  # a folder that survives interruption and is deleted once the artifact is published
     lineage: dict[str, dict[str, list[str]]]  # every stage of the recipe -> its fields that name stages; ids of inputs stand for it in keys
+    released: Any  # released.Released, the committed baseline, for a stage that speaks of it; None for all others
     rehearsing: bool  # untrained weights and four images: measure little, judge nothing
 
     def say(self, text: str) -> None:
@@ -69,6 +70,7 @@ class Stage(Row):
     makes: ClassVar[str]
     reproducible: ClassVar[bool] = True  # the same key gives the same bytes (on one machine)
     _there: Any = PrivateAttr(None)
+    _released: Any = PrivateAttr(None)
 
     @property
     def there(self) -> Any:
@@ -80,6 +82,21 @@ class Stage(Row):
         stage = self.model_copy()
         stage._there = there
         return stage
+
+    @property
+    def released(self) -> Any:
+        """released.Released, once it was read; only for a stage that speaks of it."""
+        return self._released
+
+    def knowing(self, released: Any) -> Self:
+        """The same stage, knowing the committed baseline."""
+        stage = self.model_copy()
+        stage._released = released
+        return stage
+
+    def names_released(self) -> bool:
+        """Whether its settings speak of the committed baseline: that belongs to its key then."""
+        return False
 
     def outside(self) -> dict[str, str]:
         """What lies outside the store and is read by run(): name -> digest. It belongs to the key."""

@@ -124,37 +124,13 @@ class Store:
 
     def manifest(self, id: str) -> dict[str, Any]:
         """Raises Damaged where the manifest is missing or does not hash to the id."""
-        try:
-            if self.folder(id).is_symlink():
-                raise Damaged(id, "its folder is a link")
-            data = fsops.read(self.folder(id) / "MANIFEST.json")
-        except OSError:
-            raise Damaged(id, "MANIFEST.json is missing") from None
-        if hashlib.sha256(data).hexdigest() != id:  # before it is parsed: whatever it holds now, it is not ours
-            raise Damaged(id, "MANIFEST.json does not match the artifact's id")
-        manifest = json.loads(data)
-        if manifest["schema"] > SCHEMA:
-            raise BadStore(f"artifact {id[:12]} has schema {manifest['schema']}, this version reads up to {SCHEMA}: use a newer version")
-        return manifest
+        return manifest_in(self.folder(id), id)
 
     def verify(self, id: str) -> None:
         """Every byte against the manifest; raises Damaged. Once per process and artifact."""
         if id in self._verified:
             return
-        manifest, folder = self.manifest(id), self.folder(id)
-        try:
-            names = {entry.name for entry in folder.iterdir()} - {"MANIFEST.json"}
-        except OSError:  # another run put it aside just now
-            raise Damaged(id, "is missing") from None
-        if names != set(manifest["files"]):
-            raise Damaged(id, f"files differ from the manifest: {sorted(names ^ set(manifest['files']))}")
-        for name, expected in manifest["files"].items():
-            try:
-                found = fsops.sha256(folder / name)
-            except OSError as error:
-                raise Damaged(id, f"{name}: {error.strerror}") from None
-            if found != (expected["size"], expected["sha256"]):
-                raise Damaged(id, f"{name} is not the file that was published")
+        compare(id, self.manifest(id), self.folder(id))
         self._verified.add(id)
 
     def complete(self, prefix: str) -> str:
@@ -199,6 +175,15 @@ class Store:
             fsops.replace(self.root / "keys" / f"{key}.json", seal(image))
             fsops.replace(self.root / "refs/cache" / f"{key}.json", seal({"key": key, "id": id, "beside": beside}))
         return id
+
+    def adopt(self, id: str, folder: Path) -> None:
+        """Makes a folder from elsewhere, verified against this id, an artifact. No key points to it: no stage takes it for its own."""
+        for file in folder.iterdir():
+            fsops.sync_file(file)
+        fsops.freeze(folder)
+        fsops.sync_folder(folder)
+        with self.shared():
+            self._place(id, folder)
 
     def quarantine(self, damage: Damaged) -> Path:
         """Moves a damaged artifact out of the way, so that the stage that made it runs again. Nothing is deleted."""
@@ -335,6 +320,39 @@ class Store:
             if error.errno in room.STORAGE:
                 raise
             return None
+
+
+def manifest_in(folder: Path, id: str) -> dict[str, Any]:
+    """Of an artifact that lies there, or Damaged."""
+    try:
+        if folder.is_symlink():
+            raise Damaged(id, "its folder is a link")
+        data = fsops.read(folder / "MANIFEST.json")
+    except OSError:
+        raise Damaged(id, "MANIFEST.json is missing") from None
+    if hashlib.sha256(data).hexdigest() != id:  # before it is parsed: whatever it holds now, it is not ours
+        raise Damaged(id, "MANIFEST.json does not match the artifact's id")
+    manifest = json.loads(data)
+    if manifest["schema"] > SCHEMA:
+        raise BadStore(f"artifact {id[:12]} has schema {manifest['schema']}, this version reads up to {SCHEMA}: use a newer version")
+    return manifest
+
+
+def compare(id: str, manifest: dict[str, Any], folder: Path) -> None:
+    """Every byte of a folder against a manifest; raises Damaged."""
+    try:
+        names = {entry.name for entry in folder.iterdir()} - {"MANIFEST.json"}
+    except OSError:  # another run put it aside just now
+        raise Damaged(id, "is missing") from None
+    if names != set(manifest["files"]):
+        raise Damaged(id, f"files differ from the manifest: {sorted(names ^ set(manifest['files']))}")
+    for name, expected in manifest["files"].items():
+        try:
+            found = fsops.sha256(folder / name)
+        except OSError as error:
+            raise Damaged(id, f"{name}: {error.strerror}") from None
+        if found != (expected["size"], expected["sha256"]):
+            raise Damaged(id, f"{name} is not the file that was published")
 
 
 def _parse(data: bytes) -> Any:

@@ -33,7 +33,7 @@ class Latency(BaseModel):
 class Validate(Stage):
     kind: Literal["validate"]
     makes: ClassVar[str] = "Measurement"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     reproducible: ClassVar[bool] = False  # time is measured
 
     data: Dataset
@@ -77,6 +77,7 @@ class Validate(Stage):
     def run(self, inputs: dict[str, Any], job: Job) -> Made:
         from stages.measure import waterfall
         from stages.measure.accuracy import accuracy
+        from stages.measure.fingerprint import fingerprint
         from stages.measure.kept import kept
         from stages.measure.predict import require_same_table
         from stages.samples import open_samples
@@ -98,6 +99,7 @@ class Validate(Stage):
         for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
             models[name]["kept"] = verdict
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
+        measurement["fingerprint"] = fingerprint((samples[i] for i in range(len(samples))), data.facts["classes"])
         measurement |= {"reference": reference.name, "models": models, "waterfall": hops, "pictures": pictures}
         measurement |= {"machine": machine.facts(), "conditions": conditions}
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}

@@ -48,7 +48,9 @@ def accuracy(models: list[Model], reference: str, samples, job: Job) -> tuple[di
     equal = np.zeros((len(models), len(samples), 2), np.int64)
     hops = []
     for k, model in enumerate(models):
-        equal[k], seen = compared(model, reference, samples, maps)
+        equal[k], seen, apart = compared(model, reference, samples, maps)
+        if not model.rewritten and model.name != reference:
+            np.save(job.out / f"touched_{model.name}.npy", apart)  # bounds what it can have lost, whatever the labels hold
         entries[model.name] |= {"role": "reference" if model.name == reference else "candidate", "agreement": share(equal[k].sum(axis=0))}
         hops.append(hop(model, entries, counted, seen, samples.classes))
     in_lines = {one["name"] for one in hops if one["from"]} | {one["from"] for one in hops}
@@ -72,20 +74,23 @@ def over_all_images(session, name: str, samples, maps: Maps, job: Job, place: tu
     return counted, edges
 
 
-def compared(model: Model, reference: str, samples, maps: Maps) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """int64 (N, 2) pixels equal to the reference's, all pixels; the same of the hop before and of the first, summed over all images."""
-    others = {"before": model.before, "first": model.first}
-    seen = {key: np.zeros(2, np.int64) for key in others} | {"touched": np.zeros(len(samples.classes), np.int64)}
+def compared(model: Model, reference: str, samples, maps: Maps) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """int64 (N, 2) pixels equal to the reference's, all pixels; the same of the hop before and of the first, summed over all images;
+    int64 (N, C) judged pixels of either class on which it differs from the reference."""
+    others, classes = {"before": model.before, "first": model.first}, len(samples.classes)
+    seen = {key: np.zeros(2, np.int64) for key in others} | {"touched": np.zeros(classes, np.int64)}
+    apart = np.zeros((len(samples), classes), np.int64)
     equal = np.zeros((len(samples), 2), np.int64)
     for i in range(len(samples)):
-        found = maps.get(model.name, i)
-        equal[i] = same(found, maps.get(reference, i), model.name, reference)
+        found, expected, label = maps.get(model.name, i), maps.get(reference, i), samples[i][1]
+        equal[i] = same(found, expected, model.name, reference)
+        apart[i] = touched(expected, found, label, classes)
         for key, other in others.items():
             if other is not None:
                 seen[key] += same(found, maps.get(other, i), model.name, other)
         if model.before is not None:
-            seen["touched"] += touched(maps.get(model.before, i), found, samples[i][1], len(samples.classes))
-    return equal, seen
+            seen["touched"] += touched(maps.get(model.before, i), found, label, classes)
+    return equal, seen, apart
 
 
 def same(one: np.ndarray, other: np.ndarray, name: str, of: str) -> tuple[int, int]:

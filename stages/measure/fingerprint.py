@@ -32,9 +32,12 @@ def fingerprint(samples: Iterable[tuple[np.ndarray, np.ndarray]], classes: list[
 
 def require_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Names everything that differs between two fingerprints."""
-    differs = [f"{words} ({shown(one[key])} and {shown(other[key])})" for key, words in WORDS.items() if one[key] != other[key]]
-    if differs:
+    if differs := differing(one, other):
         raise BadData(f"the two were not measured on the same images; what differs: {'; '.join(differs)}. Measure both with one data stage")
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [f"{words} ({shown(one[key])} and {shown(other[key])})" for key, words in WORDS.items() if one[key] != other[key]]
 
 
 def shown(value: Any) -> str:

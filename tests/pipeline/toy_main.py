@@ -25,4 +25,6 @@ def page(run, artifacts):
 if __name__ == "__main__":
     sys.executable = os.environ.get("TOY_PYTHON", sys.executable)
     room.RESERVE = int(os.environ.get("TOY_RESERVE", room.RESERVE))
-    sys.exit(cli.main(sys.argv[1:], cli.Parts(toy_stages.KINDS, lambda: "TOY_DEVICE" in os.environ, lambda: {"cpu": "toy"}, page)))
+    judging = {"judge": toy_stages.judged, "baseline": toy_stages.baseline}
+    parts = cli.Parts(toy_stages.KINDS, lambda: "TOY_DEVICE" in os.environ, lambda: {"cpu": "toy"}, page, **judging)
+    sys.exit(cli.main(sys.argv[1:], parts))

@@ -1,5 +1,6 @@
 """A torch-free table of stages for tests of the runner: a number, a sum, a counter that can be stopped, a verdict."""
 
+import json
 import os
 import resource
 import time
@@ -8,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import BadData, Stopped
-from pipeline.stage import Aside, Made, Stage, Takes
+from pipeline.stage import Aside, Later, Made, Stage, Takes
 
-KINDS = {"number": "toy_stages:Number", "sum": "toy_stages:Sum", "count": "toy_stages:Count", "judge": "toy_stages:Judge"}
+KINDS = {name: f"toy_stages:{name.capitalize()}" for name in ("number", "sum", "count", "pack", "judge")}
 
 
 class Number(Stage):
@@ -78,11 +79,52 @@ class Count(Stage):
         return Made({"value": at})
 
 
+class Pack(Stage):
+    kind: Literal["pack"]
+    makes: ClassVar[str] = "Engine"
+    of: Annotated[str, Takes(("Dataset",))]
+
+    def run(self, inputs, job):
+        (job.out / "engine.bin").write_bytes(b"code")
+        return Made()
+
+
 class Judge(Stage):
     kind: Literal["judge"]
     makes: ClassVar[str] = "Verdict"
     of: Annotated[str, Takes(("Checkpoint",))]
     at_most: float | None = Field(100.0, description="The limit; none: undecided.")
+    against: Annotated[Literal["released"] | None, Later()] = Field(None, description="The committed baseline, which it may not exceed.")
+
+    def names_released(self):
+        return self.against is not None
 
     def run(self, inputs, job):
-        return Made({"passed": None if self.at_most is None else inputs["of"].facts["value"] <= self.at_most})
+        verdict = judged(self.model_dump(), inputs, job.released)
+        (job.out / "verdict.json").write_text(json.dumps(verdict))
+        return Made({"passed": verdict["passed"]})
+
+
+def judged(settings, inputs, released):
+    """As stages/gate.py does for figures that mean something."""
+    value, limit = float(inputs["of"].file("number.txt").read_text()), settings["at_most"]
+    rules = [{"passed": None if limit is None else value <= limit, "text": f"{value} of at most {limit}"}]
+    if settings["against"]:
+        rules.append(against(value, released))
+    outcomes = [rule["passed"] for rule in rules]
+    verdict = {"passed": False if False in outcomes else None if None in outcomes else True, "rules": rules}
+    return verdict | ({"released": released.told()} if settings["against"] else {})
+
+
+def against(value, released):
+    if released.content is None:
+        return {"passed": None, "text": released.problem}
+    [id] = released.content["artifacts"]
+    if id not in released.artifacts:
+        return {"passed": None, "text": released.missing(id, "its number")}
+    before = float(released.artifacts[id].file("number.txt").read_text())
+    return {"passed": value <= before, "text": f"{value}, released is {before}"}
+
+
+def baseline(settings, inputs, artifacts, lineage):
+    return {"value": inputs["of"].facts["value"], "artifacts": {inputs["of"].id: inputs["of"].kind}}

@@ -20,7 +20,7 @@ class Job:
         self.out, self.state = folder / "out", folder / "state"
         for path in (self.out, self.state):
             path.mkdir(parents=True)
-        self.rehearsing, self.said, self.stop, self.target, self.lineage = False, [], 0, None, {}
+        self.rehearsing, self.said, self.stop, self.target, self.lineage, self.released = False, [], 0, None, {}, None
 
     def say(self, text):
         self.said.append(text)

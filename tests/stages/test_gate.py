@@ -5,7 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from stages.gate import METRICS, Gate, Rule, judge
+from stages.evidence import Evidence
+from stages.gate import METRICS, Gate, Rule
+from stages.judged import judge_one
 from stages.validate import Validate
 from tests.stages import small_line
 
@@ -103,6 +105,10 @@ def test_the_verdict_is_written_and_never_raises(tmp_path, limit, passed):
 
 BUSY = {"valid": False, "reasons": ["in 56% of the time somebody waited for a core (at most 20%)"]}
 CPU = {name: {"image_cpu_ms": {"p50": p50}, "engine_cpu_ms": {"p50": p50}} for name, p50 in (("onnx", 18.0), ("engine", 8.0))}
+
+
+def judge(rule, measurement):
+    return judge_one(rule, Evidence(measurement))
 
 
 def busy():

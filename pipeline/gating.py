@@ -1,0 +1,151 @@
+"""`gate RUN`: judges a finished run again without training anything, makes it the baseline, or replays its verdict from what was stored.
+
+Who judges are the stages, through what __main__ hands in; here is only found what they judge.
+"""
+
+import argparse
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import finding, fsops, released
+from .artifact import Artifact
+from .errors import BadRecipe, BadStore, GateFailed, Undecided
+from .keys import taken
+from .stage import Stage
+from .store import Damaged, Store
+
+WORDS = {True: "passed", False: "FAILED", None: "undecided"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run has made, by stage."""
+
+    name: str
+    recipe: str
+    profile: str | None
+    file: Path
+    stages: dict[str, Stage]
+    artifacts: dict[str, Artifact]
+
+    @property
+    def lineage(self) -> dict[str, dict[str, list[str]]]:
+        return {name: {field: names for field, (_, names) in taken(stage).items()} for name, stage in self.stages.items()}
+
+    def verdicts(self) -> list[str]:
+        return [name for name, artifact in self.artifacts.items() if artifact.kind == "Verdict"]
+
+    def inputs(self, store: Store, gate: str) -> dict[str, Artifact]:
+        """Of a gate, verified."""
+        found = {field: self.artifacts[names[0]] for field, names in self.lineage[gate].items()}
+        for artifact in found.values():
+            verify(store, artifact)
+        return found
+
+
+def gate(asked: argparse.Namespace, parts: Any) -> int:
+    """Judges a finished run (the newest) by its rules and the committed baseline; --accept makes it the baseline."""
+    if asked.accept and asked.replay:
+        raise BadRecipe("--accept makes a run the baseline, --replay only looks at one: give one of the two")
+    store = Store(asked.store)
+    run = finished(store, asked.run or finding.newest(store), parts)
+    file = asked.baseline or released.place(run.file, run.recipe, run.profile)
+    if asked.accept:
+        return _accept(store, run, file, parts)
+    verdicts = [(_replayed if asked.replay else _judged)(store, run, name, file, parts) for name in run.verdicts()]
+    return GateFailed.code if False in verdicts else Undecided.code if None in verdicts else 0
+
+
+def finished(store: Store, name: str, parts: Any) -> Finished:
+    begin, ended = finding.begin(store, finding.run_named(store, name)), finding.stages(store, name)
+    stages, artifacts = {}, {}
+    for stage, settings in begin["resolved"]["stages"].items():
+        stages[stage] = _class(settings["kind"], parts.kinds).model_validate(settings)
+        if id := ended.get(stage, {}).get("id"):
+            try:
+                manifest = store.manifest(id)
+            except Damaged as damage:
+                raise BadStore(f"{stage} of {name}: {damage}; run {begin['file']} again") from None
+            artifacts[stage] = Artifact(stage, manifest["kind"], id, store.folder(id), manifest["facts"])
+    found = Finished(name, begin["recipe"], begin.get("profile"), Path(begin["file"]), stages, artifacts)
+    if not found.verdicts():
+        raise BadRecipe(f"run {name} has no verdict: it ended before, or {begin['file']} has no gate")
+    return found
+
+
+def verify(store: Store, artifact: Artifact) -> None:
+    try:
+        store.verify(artifact.id)
+    except Damaged as damage:
+        raise BadStore(f"{artifact.name}: {damage}; run its recipe again, it will be made anew") from None
+
+
+def tell(verdict: dict[str, Any], gate: str, run: Finished) -> bool | None:
+    """Prints a verdict, what is broken last, where a terminal shows it."""
+    from .show import plain
+
+    for rule in sorted(verdict["rules"], key=lambda rule: {True: 0, None: 1, False: 2}[rule["passed"]]):
+        print(plain(f"  {WORDS[rule['passed']]}: {rule['text']}"))
+    suffix = f" ({run.profile} profile)" if run.profile else ""
+    print(f"{gate} of {run.name}{suffix}: {WORDS[verdict['passed']]}")
+    return verdict["passed"]
+
+
+def _judged(store: Store, run: Finished, gate: str, file: Path, parts: Any) -> bool | None:
+    inputs = run.inputs(store, gate)
+    known = released.read(file, store).verified(store) if run.stages[gate].names_released() else None
+    return tell(parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known), gate, run)
+
+
+def _replayed(store: Store, run: Finished, gate: str, _: Path, parts: Any) -> bool | None:
+    """With the baseline as it was then; an outcome other than the stored one is an error, whatever it is."""
+    verify(store, run.artifacts[gate])
+    inputs = run.inputs(store, gate)
+    stored = run.artifacts[gate].json("verdict.json")
+    before = stored.get("released")
+    known = None
+    if before is not None:
+        bare = released.Released(before["file"], None, before["problem"])
+        known = released.with_artifacts(before["file"], before["content"], store).verified(store) if before["content"] else bare
+    verdict = parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known)
+    outcome = tell(verdict, gate, run)
+    outcomes = [[rule["passed"] for rule in one["rules"]] for one in (stored, verdict)]
+    if outcomes[0] != outcomes[1]:
+        changed = next(k for k, pair in enumerate(zip(*outcomes, strict=True)) if pair[0] is not pair[1])
+        was, now = (WORDS[one[changed]] for one in outcomes)
+        text = f"{gate} of {run.name}: the stored verdict does not follow from what was measured. Rule {changed + 1} was {was}, now {now}"
+        raise GateFailed(f"{text}. The code that judges has changed, or what the baseline names is not in this store")
+    print(f"{gate} of {run.name}: replayed from stored samples to the same verdict")
+    return outcome
+
+
+def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
+    [gate, *others] = run.verdicts()
+    if others:
+        raise BadRecipe(f"run {run.name} has several gates ({', '.join([gate, *others])}), a baseline belongs to one: split the recipe")
+    verify(store, run.artifacts[gate])
+    inputs = run.inputs(store, gate)
+    content = {"recipe": run.recipe, "profile": run.profile, "run": run.name}
+    content |= parts.baseline(run.stages[gate].model_dump(mode="json"), inputs, run.artifacts, run.lineage)
+    for id in content["artifacts"]:
+        verify(store, Artifact(id[:12], "", id, store.folder(id)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fsops.replace(file, (json.dumps(content, indent=1) + "\n").encode())
+    os.chmod(file, 0o644)  # others read it, too
+    verdict = run.artifacts[gate].facts["passed"]
+    print(f"{file}: {run.name} is the baseline" + ("" if verdict else f", although its gate {WORDS[verdict]}") + "; commit this file")
+    print("Other machines need what it names, DIR being a CI cache, a release's files, or a mounted share:")
+    for id, kind in content["artifacts"].items():
+        print(f"  python -m pipeline store push DIR {id}   # {kind}, {store.size(id) / 1e6:.1f} MB")
+    return 0
+
+
+def _class(kind: str, kinds: Any) -> type[Stage]:
+    if kind not in kinds:
+        raise BadRecipe(f"this version knows no stage of kind {kind}: judge the run with the version that made it")
+    module, _, name = kinds[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,110 @@
+"""The baseline of a recipe: what its committed file says of an accepted run, and the artifacts that the file names.
+
+recipes/baselines/<recipe>.<profile>.json is small and read in pull requests. The artifacts stay in stores: `store push` and `store pull`
+hand them on. Stages that speak of `released` get both; what is in the file is their business, but for "artifacts": id -> kind.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from .artifact import Artifact
+from .keys import digest
+from .stage import Stage
+from .store import Damaged, Store
+
+FOLDER = "baselines"  # beside the recipe
+BYTES, MOST = 1 << 20, 64  # of a file; artifacts it may name
+ID = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Released:
+    file: str  # its folder and name: verdicts hold no path of a machine
+    content: dict[str, Any] | None  # None: there is no baseline, and `problem` says why and what to do
+    problem: str = ""
+    artifacts: dict[str, Artifact] = field(default_factory=dict)  # by id: those that the store holds
+
+    @property
+    def digest(self) -> str:
+        """Belongs to the keys of the stages that speak of it; an artifact that is fetched later changes it."""
+        return digest([self.content, sorted(self.artifacts)])
+
+    @property
+    def accept(self) -> str:
+        return "`python -m pipeline gate RUN --accept` makes a run the baseline"
+
+    def missing(self, id: str, what: str) -> str:
+        return f"{what} (artifact {id[:12]}) is not in this store: `python -m pipeline store pull DIR {id}`, from where it was pushed to"
+
+    def told(self) -> dict[str, Any]:
+        """For verdicts: all that judging again needs besides the artifacts."""
+        return {"file": self.file, "content": self.content, "problem": self.problem}
+
+    def described(self) -> dict[str, Any]:
+        return self.told() | {"artifacts": {id: {**asdict(a), "folder": str(a.folder)} for id, a in self.artifacts.items()}}
+
+    @classmethod
+    def of(cls, described: dict[str, Any] | None) -> Self | None:
+        if described is None:
+            return None
+        found = {id: Artifact(**a | {"folder": Path(a["folder"])}) for id, a in described["artifacts"].items()}
+        return cls(described["file"], described["content"], described["problem"], found)
+
+    def verified(self, store: Store) -> "Released":
+        """The same without artifacts whose bytes are not what they were: those are moved out of the way."""
+        sound = dict(self.artifacts)
+        for id in self.artifacts:
+            try:
+                store.verify(id)
+            except Damaged as damage:
+                if not store.read_only:
+                    store.quarantine(damage)
+                del sound[id]
+        return Released(self.file, self.content, self.problem, sound)
+
+
+def place(recipe: Path, name: str, profile: str | None) -> Path:
+    return recipe.parent / FOLDER / f"{name}{f'.{profile}' if profile else ''}.json"
+
+
+def read(file: Path, store: Store) -> Released:
+    """Never raises for what is wrong with the file: who compares says that it cannot be told."""
+    accept, shown = "make a run the baseline: `python -m pipeline gate RUN --accept`", f"{file.parent.name}/{file.name}"
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(BYTES + 1)
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        return Released(shown, None, f"{shown} {why}: name the right one with --baseline, or {accept}")
+    try:
+        content = json.loads(data) if len(data) <= BYTES else None
+    except (ValueError, RecursionError):
+        content = None
+    ids = content.get("artifacts") if isinstance(content, dict) else None
+    if not isinstance(ids, dict) or len(ids) > MOST or not all(ID.fullmatch(id) for id in ids):
+        return Released(shown, None, f"{shown} is no baseline: take it from version control again, or {accept}")
+    return with_artifacts(shown, content, store)
+
+
+def with_artifacts(name: str, content: dict[str, Any], store: Store) -> Released:
+    return Released(name, content, "", {id: found for id in content["artifacts"] if (found := _held(store, id))})
+
+
+def known(stages: Mapping[str, Stage], file: Path, store: Store) -> dict[str, Stage]:
+    """The stages, those that speak of `released` knowing what it is."""
+    if not any(stage.names_released() for stage in stages.values()):
+        return dict(stages)
+    released = read(file, store)
+    return {name: stage.knowing(released) if stage.names_released() else stage for name, stage in stages.items()}
+
+
+def _held(store: Store, id: str) -> Artifact | None:
+    try:
+        manifest = store.manifest(id)
+    except Damaged:
+        return None
+    return Artifact(id[:12], manifest["kind"], id, store.folder(id), manifest["facts"])

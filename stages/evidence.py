@@ -1,0 +1,140 @@
+"""What a verdict rests on: the figures of a measurement, counts per image, raw times, and the same of the committed baseline.
+
+All of it is stored, so that a verdict can be recomputed from it on any machine, without a model and without images.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.rules import CPU_TIMES, RELEASED, TIMES, Rule
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.baseline import Baseline
+
+
+class Unknown(Exception):
+    """A comparison that cannot be made, and what to do about it: its rule is undecided."""
+
+
+class Evidence:
+    """`folder` holds the files beside measurement.json; `released` is pipeline.released.Released, or None where no rule speaks of it."""
+
+    def __init__(self, measurement: dict[str, Any], folder: Path | None = None, released: Any = None):
+        self.measurement, self.folder, self.released = measurement, folder, released
+
+    def noise(self) -> str | None:
+        """Why times by the clock say nothing; None where they do."""
+        conditions = self.measurement.get("conditions")
+        return None if not conditions or conditions["valid"] else "; ".join(conditions["reasons"])
+
+    def figure(self, rule: Rule) -> float | None:
+        """Of the model judged; None where it was not measured."""
+        return figure(self.measurement, rule.of, rule.metric)
+
+    def other_figure(self, rule: Rule) -> float | None:
+        """Of the model that it is compared with; None where there is none, or it was not measured."""
+        if rule.against != RELEASED:
+            return figure(self.measurement, rule.against, rule.metric) if rule.against else None
+        kept = self.baseline()
+        if rule.of not in kept.models:
+            raise Unknown(f"{self.released.file} holds {', '.join(kept.models)} and no {rule.of}. {self.released.accept}")
+        if rule.metric != "size_mb" and (differing := differences(self.measurement.get("fingerprint"), kept.fingerprint)):
+            raise Unknown(f"the baseline was measured on other images; what differs: {differing}. {self.released.accept}")
+        return figure(kept.as_measurement(), rule.of, rule.metric)
+
+    def samples(self, rule: Rule) -> list[float]:
+        """Every timed run behind a time."""
+        latency = self.measurement["models"][rule.of].get("latency") or {}
+        return latency.get(f"samples_{(TIMES | CPU_TIMES)[rule.metric][0]}", [])
+
+    def class_number(self, rule: Rule) -> int:
+        return self.measurement["classes"].index(rule.metric.removeprefix("iou."))
+
+    def counted(self, rule: Rule) -> Any:
+        """measure.sure.Counted of the rule's models; None where a measurement was stored without counts."""
+        from stages.measure.sure import Counted
+
+        of = read(self.folder, f"counts_{rule.of}")
+        if rule.against == RELEASED:
+            against = self.released_counts(rule.of)
+        else:
+            against = read(self.folder, f"counts_{rule.against}") if rule.against else None
+        if of is None or (rule.against and against is None):
+            return None
+        return Counted(of, against, self._touched(rule))
+
+    def _touched(self, rule: Rule) -> "np.ndarray | None":
+        """Pixels on which the two differ; counted against the reference, for which of the two it is."""
+        pair = [rule.of, rule.against]
+        if self.measurement.get("reference") not in pair:
+            return None
+        other = pair[1 - pair.index(self.measurement["reference"])]
+        found = None if other is None else read(self.folder, f"touched_{other}")
+        return None if found is None else found.sum(axis=0)
+
+    # -- the committed baseline
+
+    def baseline(self) -> "Baseline":
+        """Raises Unknown where there is none."""
+        from stages.baseline import Baseline
+
+        if self.released is None or self.released.content is None:
+            raise Unknown(self.released.problem if self.released else "no baseline was given")
+        return Baseline.read(self.released.content)
+
+    def released_counts(self, name: str) -> "np.ndarray":
+        kept = self.baseline()
+        artifact = self.released.artifacts.get(kept.measured)
+        if artifact is None:
+            raise Unknown(self.released.missing(kept.measured, "its counts per image"))
+        counts = read(artifact.folder, f"counts_{name}")
+        if counts is None or digest(counts) != kept.models[name].counts_sha256:
+            raise Unknown(
+                f"artifact {kept.measured[:12]} does not hold the counts of {name} that the baseline names. {self.released.accept}"
+            )
+        return counts
+
+
+def differences(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
+    """What differs between the fingerprints of two measurements, in words; "" where nothing does."""
+    from stages.measure.fingerprint import differing
+
+    return "one of the two has no fingerprint" if None in (one, other) else "; ".join(differing(one, other))
+
+
+def figure(measurement: dict[str, Any], name: str, metric: str) -> float | None:
+    """A figure of a measurement, None where it was not measured."""
+    model = measurement["models"].get(name)
+    if model is None:
+        return None
+    if metric.startswith("iou."):
+        table = dict(zip(measurement["classes"], model["iou"], strict=True))
+        value = table.get(metric.removeprefix("iou."))
+    elif metric in (*TIMES, *CPU_TIMES):
+        boundary, percentile = (TIMES | CPU_TIMES)[metric]
+        value = (model.get("latency") or {}).get(boundary, {}).get(percentile)
+    else:
+        value = model.get(metric)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def of_artifact(measured: Any, released: Any) -> Evidence:
+    return Evidence(json.loads(measured.file("measurement.json").read_text(encoding="utf-8")), measured.folder, released)
+
+
+def read(folder: Path | None, name: str) -> "np.ndarray | None":
+    import numpy as np
+
+    file = folder / f"{name}.npy" if folder else None
+    return np.load(file, allow_pickle=False) if file and file.is_file() else None
+
+
+def digest(counts: "np.ndarray") -> str:
+    import numpy as np
+
+    return hashlib.sha256(np.ascontiguousarray(counts, np.int64).tobytes()).hexdigest()

@@ -1,0 +1,84 @@
+"""Whether a limit on accuracy would be kept on other images of this kind, too: from counts per image, not from two figures.
+
+Every limit on mIoU or on the IoU of a class is one sum, of - ratio * against - limit, whose standard error over images is known in closed
+form (paired.py). Pixels on which two models differ bound what one can have lost on these images whatever their labels: the certificate.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.measure.paired import SUPPORT, Z95, chance, error, influence, known_or_worst, mean_seen, most_lost, require_pairs
+
+
+class Counted(NamedTuple):
+    """What is known of the two models of a rule."""
+
+    of: np.ndarray  # int64 (N, C, 3)
+    against: np.ndarray | None
+    touched: np.ndarray | None = None  # int64 (C,): pixels on which they differ, of either class; None: was not counted
+
+
+class Margin(NamedTuple):
+    """How far a limit is kept, in points of IoU; below 0 it is broken."""
+
+    points: float
+    se: float | None
+    certain: float | None  # the least that it can be on these images; None: no certificate
+    edge: float  # the figure in the rule's own terms (a difference, a ratio) that it keeps with 95 % confidence, one-sided
+    chance: float | None  # of so large a loss if there were none; None: too few images show the class
+    shown: bool  # a loss beyond three standard errors
+
+    @property
+    def sure(self) -> bool:
+        return self.points - Z95 * known_or_worst(self.se) >= 0 or self.certified
+
+    @property
+    def certified(self) -> bool:
+        return self.certain is not None and self.certain >= 0
+
+    @property
+    def detectable(self) -> float:
+        """The loss that so many images of this kind find in 95 of 100 cases, at 5 % false alarms."""
+        return 2 * Z95 * known_or_worst(self.se)
+
+
+def margin(counted: Counted, limit: str, bound: float, class_number: int | None = None) -> Margin:
+    """`limit` is one of rules.LIMITS; `class_number` None: of mIoU. A model against another is compared on the same images, or BadData."""
+    of, against, touched = counted
+    sign = 1 if limit.startswith("at_least") else -1
+    ratio, bound = (bound, 0.0) if limit.endswith("_ratio") else (0.0 if against is None else 1.0, bound)
+    value, leans = figure(of, class_number)
+    other, others = 0.0, 0.0
+    if against is not None:
+        require_pairs(against, of)
+        other, others = figure(against, class_number)
+    se = error(leans - ratio * others)
+    points = sign * (value - ratio * other - bound)
+    certain = None
+    if touched is not None and class_number is None:
+        worst = most_lost(touched, against if sign > 0 else of)
+        certain = sign * ((1 - ratio) * other - bound) - worst
+    loss = -sign * (value - ratio * other) if against is not None else -points
+    enough = class_number is None or int((of[:, class_number, 0] + of[:, class_number, 2] > 0).sum()) >= SUPPORT
+    step = known_or_worst(se) * Z95 * sign
+    told = (value - step) / other if limit.endswith("_ratio") and other else value - (other if ratio else 0.0) - step
+    return Margin(points, se, certain, told, chance(loss, se) if enough and se is not None else None, se is not None and loss > 3 * se)
+
+
+def figure(counts: np.ndarray, class_number: int | None) -> tuple[float, np.ndarray]:
+    """mIoU or the IoU of a class in points, and how it leans on each image (N,). nan for a class never seen."""
+    found = influence(counts)
+    if class_number is None:
+        return float(mean_seen(found.iou)), mean_seen(found.image)
+    return float(found.iou[class_number]), found.image[:, class_number]
+
+
+def in_words(found: Margin, images: int, limit: str) -> str:
+    """What the images say of a limit beyond the figure itself."""
+    side = "at least" if limit.startswith("at_least") else "at most"
+    sampled = "" if math.isinf(found.edge) else f"{side} {found.edge:.4g} with 95 % confidence on {images} images"
+    if not found.certified:
+        return sampled or "one image tells no error"
+    return "kept for certain: so few pixels differ" + (f"; {sampled}" if sampled else "")

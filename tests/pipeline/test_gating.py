@@ -1,0 +1,163 @@
+"""`gate RUN`, baselines beside the recipe, and artifacts that go from store to store: through the real command line over the toy table."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.store import Store
+
+HERE = Path(__file__).parent
+RECIPE = """
+name: toy
+stages:
+  one: {kind: number, value: 3}
+  sum: {kind: sum, of: [one]}
+  judge: {kind: judge, of: sum, at_most: 10, against: released}
+"""
+
+
+class Place:
+    """A folder with a recipe; commands run in this process, stages in their own."""
+
+    def __init__(self, folder, toys, capsys):
+        self.folder, self.recipe, self.capsys = folder, folder / "toy.yaml", capsys
+        self.recipe.write_text(RECIPE)
+        self.parts = cli.Parts(toys.KINDS, lambda: True, dict, lambda *_: ("", {}), judge=toys.judged, baseline=toys.baseline)
+
+    def call(self, *words, code=0):
+        found = cli.main([str(word) for word in words], self.parts)
+        said = "".join(self.capsys.readouterr())
+        assert found == code, said
+        return said
+
+    def run(self, code=0):
+        return self.call("run", self.recipe, code=code)
+
+    def edit(self, old, new):
+        assert old in self.recipe.read_text()
+        self.recipe.write_text(self.recipe.read_text().replace(old, new))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(HERE))  # for this process, and for those of stages
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(HERE), str(HERE.parent.parent))))
+    monkeypatch.chdir(tmp_path)
+    import toy_stages
+
+    yield Place(tmp_path, toy_stages, capsys)
+    sys.modules.pop("toy_stages", None)
+
+
+@pytest.fixture
+def accepted(place):
+    """A run that has become the baseline; its sum is 3."""
+    place.run(code=4)
+    place.call("gate", "toy-1", "--accept")
+    return place
+
+
+def baseline(place):
+    return place.folder / "baselines/toy.json"
+
+
+def named(place):
+    [id] = json.loads(baseline(place).read_text())["artifacts"]
+    return id
+
+
+def test_without_a_baseline_a_run_is_undecided_and_accept_makes_it_one(place):
+    out = place.run(code=4)
+    assert "judge: undecided" in out
+    assert "baselines/toy.json does not exist" in place.call("gate", code=4)
+    out = place.call("gate", "--accept")
+    assert "toy-1 is the baseline, although its gate undecided" in out and f"store push DIR {named(place)}" in out
+    written = json.loads(baseline(place).read_text())
+    assert (written["recipe"], written["profile"], written["run"], written["value"]) == ("toy", None, "toy-1", 3.0)
+    assert str(place.folder) not in baseline(place).read_text()
+    assert "3.0, released is 3.0" in place.call("gate", "toy-1")
+    assert "judge: passed" in place.run()
+
+
+def test_a_run_is_judged_by_the_baseline_and_again_when_that_changes(accepted):
+    accepted.run()
+    accepted.edit("value: 3}", "value: 5}")
+    assert "judge: FAILED" in accepted.run(code=3)
+    out = accepted.call("gate", code=3)
+    assert out.splitlines()[-2:] == ["  FAILED: 5.0, released is 3.0", "judge of toy-3: FAILED"]
+    accepted.call("gate", "toy-3", "--accept")
+    assert "runs  released" not in accepted.call("plan", accepted.recipe)
+    assert "outside.released" in accepted.call("why", "judge", accepted.recipe)
+    assert "judge: passed" in accepted.run()
+
+
+def test_a_verdict_is_replayed_with_the_baseline_of_its_day(accepted):
+    accepted.run()
+    accepted.edit("value: 3}", "value: 5}")
+    accepted.run(code=3)
+    accepted.call("gate", "toy-3", "--accept")
+    assert "judge of toy-3: passed" in accepted.call("gate", "toy-3")
+    assert "replayed from stored samples to the same verdict" in accepted.call("gate", "toy-3", "--replay", code=3)
+    assert "to the same verdict" in accepted.call("gate", "toy-2", "--replay")
+    baseline(accepted).unlink()
+    assert "to the same verdict" in accepted.call("gate", "toy-2", "--replay")
+    assert "give one of the two" in accepted.call("gate", "toy-2", "--replay", "--accept", code=2)
+
+
+def test_stored_samples_that_changed_are_never_replayed(accepted):
+    accepted.run()
+    folder = Store(accepted.folder / ".stillhouse").folder(named(accepted))
+    os.chmod(folder / "number.txt", 0o644)
+    (folder / "number.txt").write_text("1")
+    assert "not the file that was published" in accepted.call("gate", "toy-2", "--replay", code=5)
+
+
+def test_a_baseline_that_is_not_there_is_undecided_and_says_what_to_do(accepted):
+    accepted.run()
+    assert "no/toy.json does not exist: name the right one with --baseline" in accepted.call("gate", "--baseline", "no/toy.json", code=4)
+    other = accepted.folder / "other.json"
+    other.write_text("[1, 2")
+    assert "is no baseline: take it from version control again" in accepted.call("gate", "--baseline", other, code=4)
+    other.write_text(json.dumps({"artifacts": {"f" * 64: "Checkpoint"}}))
+    assert f"store pull DIR {'f' * 64}" in accepted.call("gate", "--baseline", other, code=4)
+
+
+def test_another_machine_pulls_what_the_baseline_names_and_judges_by_it(accepted):
+    accepted.call("store", "push", "cache", named(accepted))
+    assert "is sound" in accepted.call("store", "push", "cache", named(accepted)[:8])
+    (accepted.folder / ".stillhouse").rename(accepted.folder / "elsewhere")
+    accepted.edit("value: 3}", "value: 2}")
+    assert "judge: undecided" in accepted.run(code=4)
+    assert "pinned" in accepted.call("store", "pull", "cache", named(accepted))
+    assert "judge: passed" in accepted.run()
+    accepted.call("store", "gc", "--keep", "1")
+    assert "2.0, released is 3.0" in accepted.call("gate")
+
+
+@pytest.mark.parametrize("damage", ["number.txt", "MANIFEST.json", "more"])
+def test_a_copy_that_somebody_changed_is_refused(accepted, damage):
+    id = named(accepted)
+    accepted.call("store", "push", "cache", id)
+    file = accepted.folder / "cache" / id / damage
+    if file.exists():
+        os.chmod(file, 0o644)
+    file.write_text("1" if damage != "MANIFEST.json" else file.read_text().replace("3.0", "1.0"))
+    assert "push it again" in accepted.call("store", "pull", "cache", id, "--store", "other", code=7)
+    assert not list((accepted.folder / "other/objects/sha256").glob("*/*")) and not list((accepted.folder / "other/tmp").iterdir())
+
+
+def test_code_for_another_machine_is_not_pulled_and_unknown_words_are_told(place, tmp_path):
+    place.edit("judge: {kind: judge", "packed: {kind: pack, of: one}\n  judge: {kind: judge")
+    place.run(code=4)
+    place.call("store", "push", "cache", "toy-1/packed")
+    assert "build it here" in place.call("store", "pull", "cache", next((tmp_path / "cache").iterdir()).name, "--store", "b", code=7)
+    assert "names 0 of the 1 artifacts" in place.call("store", "pull", "cache", "f" * 64, code=2)
+    assert "is no folder" in place.call("store", "pull", "nowhere", "f" * 64, code=2)
+    place.edit("  packed: {kind: pack, of: one}\n", "")
+    place.edit("  judge: {kind: judge, of: sum, at_most: 10, against: released}\n", "")
+    place.run()
+    assert "toy-2 has no verdict" in place.call("gate", code=2)

@@ -52,6 +52,20 @@ class Evidence:
         latency = self.measurement["models"][rule.of].get("latency") or {}
         return latency.get(f"samples_{(TIMES | CPU_TIMES)[rule.metric][0]}", [])
 
+    def pair(self, rule: Rule) -> dict[str, Any] | None:
+        """The entry of pairs.json that the rule is judged by; None where the two were not timed in turns."""
+        file = self.folder / "pairs.json" if self.folder and rule.is_of_pair else None
+        found = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else []
+        return next((one for one in found if (one["candidate"], one["baseline"]) == (rule.of, rule.against)), None)
+
+    def require_same_baseline(self, rule: Rule, pair: dict[str, Any]) -> None:
+        """A pair with `released` was timed against one ONNX file: the baseline must still be that."""
+        model = self.baseline().models.get(rule.of) if rule.against == RELEASED else None
+        if model is not None and model.onnx is not None and model.onnx.id == pair["source"]:
+            return
+        if rule.against == RELEASED:
+            raise Unknown(f"{rule.of} was timed against ONNX file {pair['source'][:12]}, which is not the baseline's: run the recipe again")
+
     def class_number(self, rule: Rule) -> int:
         return self.measurement["classes"].index(rule.metric.removeprefix("iou."))
 

@@ -7,13 +7,15 @@ ends with exit code 3 (a rule is broken) or 4 (undecided).
 """
 
 import json
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.problems import meant
 from pipeline.stage import Job, Made, Stage, Takes
-from stages.rules import CPU_TIMES, METRICS, RELEASED, TIMES, Rule, metric_problem
+from stages.rules import METRICS, RELEASED, Rule, metric_problem
 
 __all__ = ("METRICS", "Gate", "Rule")
 
@@ -34,22 +36,30 @@ class Gate(Stage):
                 found.append((("rules", i, "metric"), problem))
             if measured is None or not hasattr(measured, "candidates"):
                 continue
-            held = [measured.reference, *measured.candidates]
-            if rule.against == RELEASED and rule.is_time:
-                text = f"a time against {RELEASED} is measured side by side: not by this version"
-                found.append((("rules", i, "against"), text))
-            elif rule.against and rule.is_time and _place(rule.of, earlier) != _place(rule.against, earlier):
-                text = f"{rule.of} and {rule.against} are timed on different machines, which says nothing: build both on one target"
-                found.append((("rules", i, "against"), text))
-            for field, name, known in (("of", rule.of, held), ("against", rule.against, [*held, "null"])):
-                if name is None or (field == "against" and name == RELEASED):
-                    continue
-                if name not in held:
-                    text = f"{name} is not measured by {self.measured}, which holds {', '.join(held)}{meant(name, known)}"
-                    found.append((("rules", i, field), text))
-                elif rule.metric in (*TIMES, *CPU_TIMES) and name not in measured.latency_of:
-                    found.append((("rules", i, field), f"the time of {name} is not measured: add it to latency_of of {self.measured}"))
+            found += [(("rules", i, *field), text) for field, text in self._of_models(rule, measured, earlier)]
         return found
+
+    def _of_models(self, rule: Rule, measured: Stage, earlier: dict[str, Stage]) -> Iterator[tuple[tuple, str]]:
+        held, paired = [measured.reference, *measured.candidates], rule.is_of_pair and [rule.of, rule.against] in measured.pairs
+        if rule.against == RELEASED and rule.is_time and not paired:
+            text = f"a time against {RELEASED} is a median with an at_most_ratio above 1 (p50_ms, cpu_p50_ms), timed in turns"
+            yield ("against",), f"{text}: add [{rule.of}, {RELEASED}] to pairs of {self.measured}"
+        elif rule.against and rule.is_time and _place(rule.of, earlier) != _place(rule.against, earlier):
+            text = f"{rule.of} and {rule.against} are timed on different machines, which says nothing: build both on one target"
+            yield ("against",), text
+        if paired and not math.isclose(rule.at_most_ratio, 1 + measured.latency.tolerance):
+            asked, found = round(rule.at_most_ratio - 1, 6), measured.latency.tolerance
+            text = (
+                f"{self.measured} times pairs until {found:g} can be told, this asks for {asked:g}: write latency: {{tolerance: {asked:g}}}"
+            )
+            yield ("at_most_ratio",), text
+        for field, name, known in (("of", rule.of, held), ("against", rule.against, [*held, "null", RELEASED])):
+            if name is None or (field == "against" and name == RELEASED):
+                continue
+            if name not in held:
+                yield (field,), f"{name} is not measured by {self.measured}, which holds {', '.join(held)}{meant(name, known)}"
+            elif rule.is_time and not paired and rule.against != RELEASED and name not in measured.latency_of:
+                yield (field,), f"the time of {name} is not measured: add it to latency_of of {self.measured}"
 
     def names_released(self) -> bool:
         return any(rule.against == RELEASED for rule in self.rules)

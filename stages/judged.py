@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import BadData
 from stages.evidence import Evidence, Unknown
-from stages.rules import RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
+from stages.rules import CPU_TIMES, RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
 
 WORDS = {True: "passed", False: "FAILED", None: "undecided"}
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -33,6 +33,8 @@ def judge_one(rule: Rule, evidence: Evidence, lost: frozenset[Rule] = frozenset(
     entry |= {"value": None, "value_of": None, "value_against": None, "passed": False}
     text = f"{rule.metric} of {rule.of}"
     try:
+        if pair := evidence.pair(rule):
+            return entry | by_rounds(rule, pair, evidence)
         of, against = evidence.figure(rule), None
         if of is not None:
             entry["value_of"] = of
@@ -89,6 +91,33 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
         why.append("low evidence: few images hold the class")
     numbers = {limit: {"edge": told(one.edge), "se": one.se, "certain": one.certain} for limit, one in found.items()}
     return passed, why, {"images": images, "low_power": bool(low), "confidence": numbers}
+
+
+def by_rounds(rule: Rule, pair: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
+    """A time against another's, by rounds in which both took turns: the fields of an entry."""
+    from statistics import median
+
+    from stages.measure.pairs import ratios
+    from stages.measure.rounds import decide
+
+    found: dict[str, Any] = {"passed": None, "text": f"{rule.metric} of {rule.of} against {rule.against}"}
+    try:
+        if "problem" in pair:
+            raise Unknown(pair["problem"])
+        evidence.require_same_baseline(rule, pair)
+        channel = (TIMES | CPU_TIMES)[rule.metric][0]
+        times = {side: median(t for one in pair["rounds"] for t in one[channel][side]) for side in ("candidate", "baseline")}
+        found |= {"value_of": times["candidate"], "value_against": times["baseline"]}
+        decision = decide(ratios(pair["rounds"], channel), rule.at_most_ratio - 1)
+        found |= {"value": 1 + decision.change, "rounds": decision._asdict() | {"text": None}}
+        found["text"] = f"{found['text']}: {decision.text}"
+        if rule.metric in TIMES and not pair["valid"]:
+            raise Unknown("; ".join(pair["reasons"]))
+    except Unknown as problem:
+        return found | {"text": f"{found['text']}; {asked(rule)} was asked, which cannot be told: {problem}"}
+    kept = found["value"] <= rule.at_most_ratio if rule.sure is False else None
+    passed = {"pass": True, "fail": False}.get(decision.verdict, kept)
+    return found | {"passed": passed, "text": f"{found['text']}; {asked(rule)} was asked"}
 
 
 def by_runs(rule: Rule, samples: list[float], kept: bool) -> tuple[bool | None, list[str], dict[str, Any]]:

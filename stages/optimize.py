@@ -10,6 +10,7 @@ from pipeline.artifact import Artifact
 from pipeline.stage import Job, Later, Made, Stage, Takes
 from stages import elsewhere, machine, sidecar
 from stages.engines import TABLE as ENGINES
+from stages.engines import Engine
 
 FIELDS = {"OnnxModel": "onnx", "Checkpoint": "checkpoint"}  # what an engine takes -> the field that names it
 OF_ONNX = ("opset", "exporter", "batch", "parameters", "source", "precision", "quantized")  # facts an engine keeps of its ONNX file
@@ -71,10 +72,7 @@ class Optimize(Stage):
         if self.timing is not None:
             shutil.copyfile(inputs["timing"].file(TIMING), job.out / TIMING)
         built = there.build(self.engine, source, job.out, job.state) if there else self.engine.build(source, job.out)
-        facts = {"engine": self.engine.model_dump(mode="json"), "size": source.facts["size"]} | built
-        facts |= {key: source.facts[key] for key in ("classes", "colours")}
-        if source.kind == "OnnxModel":
-            facts["onnx"] = {key: source.facts.get(key) for key in OF_ONNX}
+        facts = facts_of(self.engine, source, built)
         environment = elsewhere.environment(job.target, self.engine) if there else self.environment()
         sidecar.write(job.out, source, facts, environment, self.engine.needs())
         if not facts.get("opened", True):
@@ -84,6 +82,13 @@ class Optimize(Stage):
         share = f"{found['agreement']:.3%} of the pixels of {found['images']} test pictures"
         job.say(f"{describe(facts['ran'])}: same class as {found['against']} on {share}")
         return Made(facts | {"probe": found})
+
+
+def facts_of(engine: Engine, source: Artifact, built: dict[str, Any]) -> dict[str, Any]:
+    """What is known of an engine of these settings; `built` is what building it told."""
+    facts = {"engine": engine.model_dump(mode="json"), "size": source.facts["size"]} | built
+    facts |= {key: source.facts[key] for key in ("classes", "colours")}
+    return facts | ({"onnx": {key: source.facts.get(key) for key in OF_ONNX}} if source.kind == "OnnxModel" else {})
 
 
 def looked_at(session, source: Artifact) -> dict[str, Any]:

@@ -59,6 +59,12 @@ class Rule(BaseModel):
         return self.metric.split(".")[0]
 
     @property
+    def is_of_pair(self) -> bool:
+        """Whether rounds in turns can judge it: a median that may grow by so much against another."""
+        median = self.is_time and self.metric.endswith("p50_ms")
+        return median and bool(self.against) and list(self.limits()) == ["at_most_ratio"] and self.at_most_ratio > 1
+
+    @property
     def is_time(self) -> bool:
         return self.metric in TIMES or self.metric in CPU_TIMES
 

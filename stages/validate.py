@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -10,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import targets
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stopped
+from pipeline.problems import meant
 from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
 from stages import elsewhere, machine
+from stages.rules import RELEASED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +28,14 @@ class Latency(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    runs: int = Field(60, ge=1, le=100000, description="Timed runs per model and boundary, in ten rounds.")
+    runs: int = Field(
+        60, ge=1, le=100000, description="Timed runs per model and boundary, in ten rounds; of pairs: in every round, and 30 at most."
+    )
     warmup_ms: int = Field(200, ge=0, le=60000, description="Least warm-up in ms, and never fewer than ten runs; 0: a single run.")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads for every model; none: as each engine says itself.")
+    tolerance: Annotated[float, Later()] = Field(
+        0.05, ge=0.005, le=1.0, allow_inf_nan=False, description="What pairs are measured to tell: 0.05 is slower by 5 %, or not."
+    )
 
 
 class Validate(Stage):
@@ -40,6 +48,11 @@ class Validate(Stage):
     reference: Annotated[str, Takes(PREDICTS, named=True), Field(description="What the candidates are compared with.")]
     candidates: Annotated[list[str], Takes(PREDICTS, named=True), Field(description="The stages measured beside it.")]
     latency_of: Annotated[list[str], Takes(PREDICTS, named=True), Field(description="Those of them whose time is measured.")] = []
+    pairs: Annotated[list[Annotated[list[str], Field(min_length=2, max_length=2)]], Later()] = Field(
+        [],
+        description="[candidate, baseline], timed in turns in fresh processes, in 10 to 60 rounds, until latency.tolerance can be "
+        "told: what gates on times should rest on. `released`: the candidate as the committed baseline has it, built anew here.",
+    )
     split: str = Field("val", description="Split of the data the figures are for.")
     pictures: int = Field(
         6, ge=0, le=64, description="Images kept as pictures: half evenly spaced, half where reference and last candidate differ."
@@ -58,13 +71,28 @@ class Validate(Stage):
                 found.append((("latency_of", i), f"{name} is neither the reference nor a candidate: add it to candidates"))
             elif name in self.latency_of[:i]:
                 found.append((("latency_of", i), f"{name} is timed already"))
+        found += self._pair_problems(held, earlier)
         return found + elsewhere.strangers(self.target, {name: getattr(earlier.get(name), "target", None) for name in held})
+
+    def _pair_problems(self, held: list[str], earlier: dict[str, Stage]) -> Iterator[tuple[tuple, str]]:
+        for i, pair in enumerate(self.pairs):
+            for k, name in enumerate(pair):
+                known = held if k == 0 else [*held, RELEASED]
+                if name not in known:
+                    yield ("pairs", i, k), f"{name} is neither the reference nor a candidate{meant(name, known)}"
+                elif getattr(earlier.get(name), "target", None):
+                    yield ("pairs", i, k), f"{name} is built on a target, and pairs are timed on this machine: leave it out"
+            if pair[0] == pair[1] or pair in self.pairs[:i]:
+                yield ("pairs", i), "names one model twice" if pair[0] == pair[1] else "is measured already"
+
+    def names_released(self) -> bool:
+        return any(RELEASED in pair for pair in self.pairs)
 
     def environment(self) -> dict[str, str]:
         return elsewhere.described(self.there) | self._environment()
 
     def _environment(self) -> dict[str, str]:
-        if not self.latency_of:
+        if not self.latency_of and not self.pairs:
             return {}
         runtimes = ", ".join(machine.version(*names) for names in (("torch",), ("onnxruntime", "onnxruntime-gpu"), ("openvino",)))
         gpus = ", ".join(gpu["name"] for gpu in machine.gpus()) or "none"
@@ -96,12 +124,16 @@ class Validate(Stage):
         times, conditions = latencies(inputs["latency_of"], samples, data, self.latency, job)
         for name, latency in times.items():
             models[name]["latency"] = latency
+        raced = races(self.pairs, (reference, *candidates), samples, data, self.latency, job)
         for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
             models[name]["kept"] = verdict
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
         measurement["fingerprint"] = fingerprint((samples[i] for i in range(len(samples))), data.facts["classes"])
         measurement |= {"reference": reference.name, "models": models, "waterfall": hops, "pictures": pictures}
         measurement |= {"machine": machine.facts(), "conditions": conditions}
+        if raced:
+            (job.out / "pairs.json").write_text(json.dumps(raced, separators=(",", ":")) + "\n", encoding="utf-8")
+            measurement["pairs"] = [{key: value for key, value in one.items() if key != "rounds"} for one in raced]
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         for line in said(measurement, job.rehearsing):
@@ -116,6 +148,7 @@ def said(measurement: dict[str, Any], rehearsing: bool) -> list[str]:
     if rehearsing:
         return lines
     lines += [measurement["waterfall"]["text"]] if measurement["waterfall"]["hops"] else []
+    lines += [f"{one['candidate']} against {one['baseline']}: {one['told']}" for one in measurement.get("pairs", [])]
     lines += [f"{name}: INT8 {model['kept']['why']}" for name, model in models.items() if "kept" in model]
     if conditions and not conditions["valid"]:
         why = "; ".join(conditions["reasons"])
@@ -182,21 +215,57 @@ def latencies(
 
     if not models:
         return {}, None
+    images = turning(samples)
+    size, watch = data.facts["size"], quiet.Watch()
+
+    def remote(model: Artifact) -> Any:
+        return elsewhere.Timer(model, job, images, size, settings.warmup_ms, settings.threads)
+
+    how = settings.model_dump(exclude={"tolerance"})
+    found = measure(models, images, size, job.state, **how, between=going_on(job), remote=remote, watch=watch)
+    seen = watch.end()
+    on_gpu = {name: one["samples_engine_ms"] for name, one in found.items() if one["on_gpu"]}
+    why = quiet.reasons(seen, on_gpu)
+    return found, {"valid": not why, "reasons": why} | seen
+
+
+def races(
+    pairs: list[list[str]], models: tuple[Artifact, ...], samples, data: Artifact, settings: Latency, job: Job
+) -> list[dict[str, Any]]:
+    """What pairs.json holds: every pair with its rounds, or why there are none."""
+    if not pairs:
+        return []
+    from stages.evidence import Unknown
+    from stages.measure import pairs as measuring
+    from stages.measure.predict import require_same_table
+    from stages.rebuilt import rebuilt
+
+    held, images, found = {model.name: model for model in models}, turning(samples), []
+    how = settings.model_dump() | {"size": data.facts["size"], "between": going_on(job)}
+    how |= {"most": 1} if job.rehearsing else {}
+    for k, (name, other) in enumerate(pairs):
+        try:
+            baseline = held[other] if other != RELEASED else rebuilt(name, job.released, job.state / f"released_{k}")
+            require_same_table(data, baseline)
+        except (Unknown, BadData) as problem:
+            found.append({"candidate": name, "baseline": other, "problem": str(problem), "told": f"not measured: {problem}"})
+            continue
+        entry = measuring.measure(held[name], baseline, images, job.state / f"pair_{k}", **how)
+        found.append(entry | {"source": baseline.id if other == RELEASED else None, "told": measuring.told(entry)})
+    return found
+
+
+def turning(samples) -> "list[np.ndarray]":
+    """The images that take turns while time is measured."""
+    return [samples.source(i) for i in sorted({k * len(samples) // TIMED_IMAGES for k in range(TIMED_IMAGES)})]
+
+
+def going_on(job: Job) -> Any:
+    """Called between two turns: tells how far they are, and ends them where somebody asks to stop."""
 
     def between(done: int, total: int) -> None:
         if signal := job.stop_asked():
             raise Stopped("stopped while measuring time; the measurement starts again next time", signal)
         job.progress(done, total)
 
-    picked = sorted({k * len(samples) // TIMED_IMAGES for k in range(TIMED_IMAGES)})
-    images = [samples.source(i) for i in picked]
-    size, watch = data.facts["size"], quiet.Watch()
-
-    def remote(model: Artifact) -> Any:
-        return elsewhere.Timer(model, job, images, size, settings.warmup_ms, settings.threads)
-
-    found = measure(models, images, size, job.state, **settings.model_dump(), between=between, remote=remote, watch=watch)
-    seen = watch.end()
-    on_gpu = {name: one["samples_engine_ms"] for name, one in found.items() if one["on_gpu"]}
-    why = quiet.reasons(seen, on_gpu)
-    return found, {"valid": not why, "reasons": why} | seen
+    return between

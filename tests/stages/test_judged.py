@@ -11,7 +11,7 @@ from stages.baseline import accepted
 from stages.evidence import Evidence, of_artifact
 from stages.judged import judge, judge_one
 from stages.measure.miou import miou
-from stages.measure.paired import drop
+from stages.measure.paired import drop, error, influence
 from stages.rules import Rule
 from tests.stages.simulated import images
 
@@ -125,6 +125,16 @@ def test_a_class_that_lost_is_named_and_one_that_only_swung_is_undecided(tmp_pat
     swung = judge([rule], two)
     assert swung["passed"] is None and "do not show that it is no chance" in swung["rules"][0]["text"]
     assert judge([rule.model_copy(update={"sure": False})], two)["passed"] is False
+
+
+def test_several_floors_together_are_judged_as_several_chances_to_be_wrong(tmp_path):
+    found = pair(200)
+    evidence = of_artifact(measured(tmp_path / "a", {"engine": found.candidate}), None)
+    lean = influence(found.candidate)
+    floors = [float(lean.iou[c]) + 1.9 * error(lean.image[:, c]) for c in range(1, CLASSES)]  # each p 0.029
+    rules = [Rule(metric=f"iou.{name}", of="engine", at_least=floor) for name, floor in zip(NAMES[1:], floors, strict=True)]
+    assert judge(rules[:1], evidence)["passed"] is False
+    assert [rule["passed"] for rule in judge(rules, evidence)["rules"]] == [None] * 5
 
 
 RULE = {"metric": "miou", "of": "engine", "against": "released", "at_least": -0.5}

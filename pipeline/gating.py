@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import finding, fsops, released
+from . import finding, fsops, pins, released
 from .artifact import Artifact
 from .errors import BadRecipe, BadStore, GateFailed, Undecided
 from .keys import taken
@@ -133,6 +133,7 @@ def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
     content |= parts.baseline(run.stages[gate].model_dump(mode="json"), inputs, run.artifacts, run.lineage)
     for id in content["artifacts"]:
         verify(store, Artifact(id[:12], "", id, store.folder(id)))
+    pins.keep(store, f"{released.FOLDER}.{file.stem}", list(content["artifacts"]))  # sweeping must not take what the file names
     file.parent.mkdir(parents=True, exist_ok=True)
     fsops.replace(file, (json.dumps(content, indent=1) + "\n").encode())
     os.chmod(file, 0o644)  # others read it, too

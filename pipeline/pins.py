@@ -22,6 +22,13 @@ def pin(store: Store, what: str) -> list[str]:
     return ids
 
 
+def keep(store: Store, name: str, ids: list[str]) -> None:
+    """Pins these artifacts under a name of their own, in place of what it kept before."""
+    store.require_writable()
+    with store.shared():
+        fsops.replace(_file(store, name), seal({"what": name, "ids": ids}))
+
+
 def unpin(store: Store, what: str) -> None:
     store.require_writable()
     file = _file(store, what.replace("/", "."))

@@ -65,6 +65,10 @@ def baseline(place):
     return place.folder / "baselines/toy.json"
 
 
+def objects(place):
+    return {path.name for path in (place.folder / ".stillhouse/objects/sha256").glob("*/*")}
+
+
 def named(place):
     [id] = json.loads(baseline(place).read_text())["artifacts"]
     return id
@@ -89,7 +93,11 @@ def test_a_run_is_judged_by_the_baseline_and_again_when_that_changes(accepted):
     assert "judge: FAILED" in accepted.run(code=3)
     out = accepted.call("gate", code=3)
     assert out.splitlines()[-2:] == ["  FAILED: 5.0, released is 3.0", "judge of toy-3: FAILED"]
-    accepted.call("gate", "toy-3", "--accept")
+    assert "baselines.toy" in accepted.call("store", "pin")
+    accepted.call("store", "gc", "--keep", "0")
+    assert accepted.call("gate", "toy-3", code=2).startswith("no run 'toy-3'") and named(accepted) in objects(accepted)
+    assert "judge: FAILED" in accepted.run(code=3)
+    accepted.call("gate", "toy-1", "--accept")
     assert "runs  released" not in accepted.call("plan", accepted.recipe)
     assert "outside.released" in accepted.call("why", "judge", accepted.recipe)
     assert "judge: passed" in accepted.run()

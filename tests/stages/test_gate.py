@@ -169,3 +169,23 @@ def test_what_a_recipe_gets_wrong_is_found_before_anything_runs():
     ]
     assert "did you mean p50_ms?" in found["rules", 1, "metric"] and all(metric in found["rules", 4, "metric"] for metric in METRICS)
     assert "student, onnx, engine" in found["rules", 2, "of"] and "latency_of" in found["rules", 3, "against"]
+
+
+def test_a_time_against_the_released_engine_needs_its_pair_and_one_tolerance():
+    settings = {"kind": "validate", "data": "data", "reference": "student", "candidates": ["engine"]}
+    rule = {"metric": "cpu_p50_ms", "of": "engine", "against": "released", "at_most_ratio": 1.05}
+
+    def problems(rule, **more):
+        measured = Validate.model_validate(settings | {"pairs": [["engine", "released"]]} | more)
+        gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": [rule]})
+        return [(path[-1], text) for path, text in gate.problems({"measured": measured})]
+
+    assert problems(rule) == []
+    [(field, text)] = problems(rule, pairs=[])
+    assert field == "against" and "add [engine, released] to pairs of measured" in text
+    assert [field for field, _ in problems(rule | {"metric": "p99_ms"})] == ["against"]
+    assert [field for field, _ in problems(rule | {"at_most_ratio": 0.9})] == ["against"]
+    [(field, text)] = problems(rule, latency={"tolerance": 0.02})
+    assert field == "at_most_ratio" and "until 0.02 can be told, this asks for 0.05" in text
+    assert problems({"metric": "miou", "of": "engine", "against": "released", "at_least": -1.0}, pairs=[]) == []
+    assert [field for field, _ in problems(rule | {"of": "released"})] == ["against", "of"]

@@ -12,10 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline import targets
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stillhouse
-from pipeline.stage import Dataset, Job, Made, Stage, Takes
-from stages import machine
+from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
+from stages import elsewhere, machine
 from stages.elsewhere import ARGMAX, SHARED, runner
 
 FILES = Path(__file__).parent / "bundle_files"
@@ -23,12 +24,12 @@ LEAST_AGREEMENT = {"bf16": 0.98}  # share of the sample's pixels another machine
 STRICT_AGREEMENT = 0.999
 WORDS = {True: "passed", False: "FAILED", None: "UNDECIDED"}
 MARKS = {True: "", False: ", and marked as failed: the gate's rules do not hold", None: ", and marked as failed: the gate is undecided"}
-CHECK_S = 600  # longest run of the packed runner
 NATIVE_LINES = (
     "The engine itself gives logits, float32 (1, classes, h, w), smaller than the picture. argmax.c makes the class map of them; run.py",
     "compiles it where there is a C compiler (cc, gcc or clang) and keeps the result in your cache folder (~/.cache/stillhouse).",
     "Without a compiler the graph engine.tail.onnx gives the same map, more slowly. run.py says which of the two ran.",
 )
+SYSTEM_LINES = ("  (where TensorRT came with the system, as on Jetson: python3 -m venv --system-site-packages env)",)
 
 
 class Bundle(Stage):
@@ -42,15 +43,24 @@ class Bundle(Stage):
     measured: Annotated[str, Takes(("Measurement",), named=True), Field(description="The stage whose figures README.txt quotes.")]
     verdict: Annotated[str, Takes(("Verdict",)), Field(description="The stage that judged them.")]
     split: str = Field("val", description="Split whose first image becomes the sample.")
+    target: Annotated[str | None, Later()] = Field(
+        None, pattern=targets.NAME, description="Where the engine was built, if not on this machine: the bundle is tried out there."
+    )
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        row, target = (getattr(earlier.get(self.engine), field, None) for field in ("engine", "target"))
-        if target is not None:
-            return [(("engine",), f"a bundle is tried out before it is packed, and {self.engine} runs only on target {target}")]
+        row, built = (getattr(earlier.get(self.engine), field, None) for field in ("engine", "target"))
+        if built is not None and built != self.target:
+            text = f"a bundle is tried out before it is packed, and {self.engine} runs only on target {built}: write target: {built}"
+            return [(("engine",), text)]
+        if self.target is not None and built is None:
+            return [(("target",), f"{self.engine} is built on this machine, where its bundle is tried out too: leave target out")]
         if row is None or runner(row.kind).is_file():
             return []
         packable = sorted({file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py")} | set(SHARED))
         return [(("engine",), f"an engine of kind {row.kind} runs only with this package; bundle one of kind {' or '.join(packable)}")]
+
+    def environment(self) -> dict[str, str]:
+        return elsewhere.described(self.there)
 
     def run(self, inputs: dict[str, Artifact], job: Job) -> Made:
         engine, measurement, verdict = inputs["engine"], inputs["measured"].json("measurement.json"), inputs["verdict"].json("verdict.json")
@@ -68,16 +78,17 @@ class Bundle(Stage):
         if (builder := builder_file(settings["kind"])).is_file():
             shutil.copyfile(builder, out / builder.name)
         write_json(out / "classes.json", {key: engine.facts[key] for key in ("classes", "colours")} | {"ignore": 255})
-        (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements(settings)), encoding="utf-8")
-        name = write_sample(inputs["data"], self.split, engine, out)
-        figures = {"measured": measurement["models"].get(engine.name), "machine": measurement["machine"], "split": measurement["split"]}
+        (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements(settings, job)), encoding="utf-8")
+        name = write_sample(inputs["data"], self.split, engine, job)
+        where = measurement["target"]["facts"] if self.target and "target" in measurement else measurement["machine"]
+        figures = {"measured": measurement["models"].get(engine.name), "machine": where, "split": measurement["split"]}
         (out / "README.txt").write_text(readme(engine, figures, verdict, measurement["images"]), encoding="utf-8")
         passed = verdict["passed"] is True  # an undecided gate has not passed
         facts = {"engine": settings, "passed": passed, "least_agreement": least_agreement(settings)}
         if settings.get("argmax") == "native":
             facts["tail"] = engine.facts["tail"]
         write_json(out / "bundle.json", {**facts, "sample": name, "verdict": verdict, "files": digests(out)})
-        job.say(tried(out))
+        job.say(approved(*(elsewhere.tried(out, job) if job.target else tried(out))) + (f" (target {self.target})" if self.target else ""))
         job.say(f"packed{MARKS[verdict['passed']]}")
         return Made({"engine": settings, "passed": passed})
 
@@ -89,40 +100,47 @@ def require_one_table(inputs: dict[str, Artifact]) -> None:
         require_same_table(inputs["engine"], inputs[other])
 
 
-def write_sample(data: Artifact, split: str, engine: Artifact, out: Path) -> str:
+def write_sample(data: Artifact, split: str, engine: Artifact, job: Job) -> str:
     """sample.png as the source holds it and expected.png, its class map at the same size; returns the image's name."""
     import numpy as np
     from PIL import Image
 
-    from stages.measure.predict import fitted, open_session
+    from stages.measure.predict import fitted
     from stages.samples import open_samples
     from stages.validate import write_map
 
     samples = open_samples(data, split)
     if not len(samples):
         raise BadData(f"split {split} of {data.name} is empty: there is no image for a sample")
-    image = np.array(samples.source(0))
-    found = open_session(engine)(fitted(image, tuple(engine.facts["size"]))[None].copy())[0]
+    image, session = np.array(samples.source(0)), elsewhere.session(engine, job)
+    found = session(fitted(image, tuple(engine.facts["size"]))[None].copy())[0]
+    if job.target:
+        session.end()  # the runner may need the device's whole memory
     height, width = image.shape[:2]
     found = np.asarray(Image.fromarray(found).resize((width, height), Image.Resampling.NEAREST))
-    Image.fromarray(image).save(out / "sample.png")
-    write_map(found, engine.facts["colours"], out / "expected.png")
+    Image.fromarray(image).save(job.out / "sample.png")
+    write_map(found, engine.facts["colours"], job.out / "expected.png")
     return samples.name(0)
 
 
-def tried(out: Path) -> str:
-    """Runs the packed runner as its receiver would, but that it leaves nothing in the user's cache folder; what it says."""
+def tried(out: Path) -> tuple[int, str, str]:
+    """Runs the packed runner as its receiver would, but that it leaves nothing in the user's cache folder; as elsewhere.tried."""
     command = [sys.executable, "-B", str((out / "run.py").resolve()), "--check"]
     with tempfile.TemporaryDirectory() as cache:
         how = {"cwd": out, "env": {**os.environ, "XDG_CACHE_HOME": cache}, "capture_output": True, "text": True, "start_new_session": True}
         try:
-            done = subprocess.run(command, timeout=CHECK_S, **how)
+            done = subprocess.run(command, timeout=elsewhere.CHECK_S, **how)
         except subprocess.TimeoutExpired:
-            raise Stillhouse(f"the packed runner did not end within {CHECK_S} s on its sample") from None
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
-        raise Stillhouse(f"the packed runner fails on its own sample, it says: {said[-1]}")
-    return done.stdout.strip().splitlines()[0]
+            raise Stillhouse(f"the packed runner did not end within {elsewhere.CHECK_S} s on its sample") from None
+    return done.returncode, done.stdout, done.stderr
+
+
+def approved(code: int, said: str, complained: str) -> str:
+    """The first line of what a runner said, if it was content."""
+    lines = (said if code == 0 else complained or said).strip().splitlines() or ["nothing"]
+    if code != 0:
+        raise Stillhouse(f"the packed runner fails on its own sample, it says: {lines[-1]}")
+    return lines[0]
 
 
 def builder_file(kind: str) -> Path:
@@ -130,11 +148,15 @@ def builder_file(kind: str) -> Path:
     return FILES / f"build_{SHARED.get(kind, kind)}.py"
 
 
-def requirements(settings: dict[str, Any]) -> list[str]:
+def requirements(settings: dict[str, Any], job: Job) -> list[str]:
+    """With the versions of where the bundle is tried out."""
     from stages.engines import TABLE as ENGINES
 
-    row = ENGINES.row(settings["kind"]).model_validate(settings)
-    return [machine.version(name).replace(" ", "==") for name in ("numpy", "pillow")] + row.requirements()
+    row, version = (
+        ENGINES.row(settings["kind"]).model_validate(settings),
+        elsewhere.versions(job.target.facts) if job.target else machine.version,
+    )
+    return [version(name).replace(" ", "==") for name in ("numpy", "pillow")] + row.requirements(version)
 
 
 def least_agreement(settings: dict[str, Any]) -> float:
@@ -158,6 +180,7 @@ def readme(engine: Artifact, figures: dict[str, Any], verdict: dict[str, Any], i
         "",
         "HOW TO RUN IT",
         "  python -m venv env && env/bin/pip install -r requirements.txt",
+        *(SYSTEM_LINES if runner(engine.facts["engine"]["kind"]).name == "runtime_tensorrt.py" else ()),
         "  env/bin/python run.py --check          is this folder whole, and does this machine compute what it should?",
         "  env/bin/python run.py picture.png      writes picture_mask.png",
         "",

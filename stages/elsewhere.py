@@ -32,8 +32,11 @@ SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that the same files bu
 CHUNK = 1 << 20  # bytes of a file in one message
 BUILD_S = 6 * 3600  # longest build
 LARGEST = 8 << 30  # bytes of one file of an engine
+CHECK_S = 600  # longest run of a packed runner
 SLOWEST_MS = 3.6e6  # of one run
 TIMES = ("image_ms", "image_cpu_ms", "engine_ms", "engine_cpu_ms")  # a processor's clock may stand still during a short run
+
+BESIDE = {"numpy", "pillow", "cuda-python", "cuda-bindings", "pycuda", "tensorrt-rtx-cu13-libs"}  # asked for besides the runtimes
 
 Number = Annotated[str, Field(pattern=r"^\d{1,3}\.\d{1,3}$")]
 
@@ -109,6 +112,14 @@ class Opened(Plain):
     why: str = Field("", max_length=1000)
 
 
+class Checked(Plain):
+    """How a runner ended, and what it said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
 def builder(kind: str) -> Path:
     """The file that builds this kind of engine on a target. It may not be there: then the kind is not built there."""
     return HERE / "target_files" / f"build_{SHARED.get(kind, kind)}.py"
@@ -153,6 +164,18 @@ def versions(facts: dict[str, Any]) -> Callable[..., str]:
 def described(there: Asked | None) -> dict[str, str]:
     """A target's facts as they belong to the key of what is measured there."""
     return {f"target {key}": str(value) for key, value in there.facts.items()} if there else {}
+
+
+def tried(folder: Path, job: Job) -> tuple[int, str, str]:
+    """Has a bundle tried out on the target by its own runner; how that ended and what it said."""
+    there = There(job)
+    files = {file.name: fsops.sha256(file)[1] for file in sorted(folder.iterdir())}
+    for name, sha256 in files.items():
+        there.send(folder / name, _folder(files), name, sha256)
+    answer, _ = there.link.ask("check", within=CHECK_S + 60, folder=_folder(files), limit_s=CHECK_S)
+    there.end()
+    found = _checked(Checked, answer, there.target)
+    return found.code, *("\n".join(map(there.link.plain, text.splitlines())) for text in (found.stdout, found.stderr))
 
 
 def strangers(target: str | None, built: dict[str, str | None]) -> list[tuple[tuple, str]]:
@@ -253,6 +276,9 @@ class There:
             raise BadData(f"target {self.target} gives {what}, not uint8 {list(shape)} below {self.classes}: build it again")
         return found
 
+    def end(self) -> None:
+        self.link.end()
+
     # -- files, each from where it stopped last time
 
     def send(self, file: Path, folder: str, name: str, sha256: str) -> None:
@@ -311,9 +337,6 @@ class Timer(There):
                 raise Refused(f"target {self.target} gives no {runs} times in {key}: it does not speak as it should")
         return {key: found[key] for key in TIMES}
 
-    def end(self) -> None:
-        self.link.end()
-
 
 def session(artifact: Artifact, job: Job) -> Any:
     """Any predictor as a session: an engine that was built on the stage's target runs there."""
@@ -327,7 +350,7 @@ def session(artifact: Artifact, job: Job) -> Any:
 
 
 def _hello(link: Link) -> dict[str, Any]:
-    packages = sorted({name for row in ENGINES.rows().values() for name in row.installed()} | {"numpy"})
+    packages = sorted({name for row in ENGINES.rows().values() for name in row.installed()} | BESIDE)
     answer, _ = link.ask("hello", workdir=link.target.workdir, packages=packages)
     facts = _checked(Facts, answer, link.name).model_dump()
     if set(facts["packages"]) != set(packages) or not set(facts["instructions"]) <= set(machine.INSTRUCTIONS):

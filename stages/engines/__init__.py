@@ -15,6 +15,7 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Missing, Stillhouse
 from pipeline.stage import Later
 from pipeline.table import Row, Table
+from stages import machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,8 +67,8 @@ class Engine(Row):
         """What opening the engine elsewhere takes, besides the runtime: the fields of stages/sidecar.py's Needs."""
         return {}
 
-    def requirements(self) -> list[str]:
-        """The lines of a requirements.txt that run this engine elsewhere, pinned to what is installed here; [] if it needs this package."""
+    def requirements(self, version: Callable[..., str] = machine.version) -> list[str]:
+        """The lines of a requirements.txt that run this engine elsewhere, pinned to what `version` knows; [] if it needs this package."""
         return []
 
     def runtime(self, version: Callable[..., str]) -> str:

@@ -48,9 +48,9 @@ INSTALL = {
 }
 
 
-def requirements(settings: dict[str, Any]) -> list[str]:
+def requirements(settings: dict[str, Any], version: Callable[..., str]) -> list[str]:
     memory = ("cuda-python", "pycuda") if settings["memory"] == "auto" else (settings["memory"],)
-    found = [machine.version(*names) for names in (*DISTRIBUTIONS[settings["kind"]], (*memory, "cuda-bindings"))]
+    found = [version(*names) for names in (*DISTRIBUTIONS[settings["kind"]], (*memory, "cuda-bindings"))]
     return [text.replace(" ", "==") for text in found if text != "missing"]
 
 

@@ -5,6 +5,7 @@ The runtime falls back to the CPU when a provider does not load; here that is an
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,8 +32,8 @@ class OnnxRuntime(Engine):
     def installed(cls) -> tuple[str, ...]:
         return ("onnxruntime", "onnxruntime-gpu")
 
-    def requirements(self) -> list[str]:
-        return [machine.version("onnxruntime", "onnxruntime-gpu").replace(" ", "==")]
+    def requirements(self, version: Callable[..., str] = machine.version) -> list[str]:
+        return [version("onnxruntime", "onnxruntime-gpu").replace(" ", "==")]
 
     def environment(self) -> dict[str, str]:
         found = {"runtime": machine.version("onnxruntime", "onnxruntime-gpu"), "cpu": machine.cpu_name()}

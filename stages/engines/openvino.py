@@ -7,6 +7,7 @@ one thread, OpenVINO 2026.4), so a session compiles once for each batch size it 
 
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,8 +34,8 @@ class OpenVino(Engine):
     def needs(self) -> dict[str, Any]:
         return {"instructions": list(machine.BF16)} if self.precision == "bf16" else {}
 
-    def requirements(self) -> list[str]:
-        return [machine.version("openvino").replace(" ", "==")]
+    def requirements(self, version: Callable[..., str] = machine.version) -> list[str]:
+        return [version("openvino").replace(" ", "==")]
 
     def environment(self) -> dict[str, str]:
         return {"runtime": machine.version("openvino"), "cpu": machine.cpu_name(), "instructions": " ".join(machine.instructions())}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.artifact import Artifact
+from stages import machine
 from stages.engines import Engine, _nvinfer
 
 
@@ -38,8 +39,8 @@ class TensorRT(Engine):
         later = self.hardware_compatible == "ampere_plus"
         return {"runtime": "any" if self.version_compatible else "same", "capability": "later" if later else "same"}
 
-    def requirements(self) -> list[str]:
-        return _nvinfer.requirements(self.model_dump())
+    def requirements(self, version: Callable[..., str] = machine.version) -> list[str]:
+        return _nvinfer.requirements(self.model_dump(), version)
 
     def runtime(self, version: Callable[..., str]) -> str:
         return _nvinfer.runtime(self.kind, version)

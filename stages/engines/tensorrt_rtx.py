@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.artifact import Artifact
+from stages import machine
 from stages.engines import Engine, _nvinfer
 
 
@@ -36,8 +37,8 @@ class TensorRtx(Engine):
     def needs(self) -> dict[str, Any]:
         return {"runtime": "same"}  # and any GPU among its targets, which the runtime alone can tell
 
-    def requirements(self) -> list[str]:
-        return _nvinfer.requirements(self.model_dump())
+    def requirements(self, version: Callable[..., str] = machine.version) -> list[str]:
+        return _nvinfer.requirements(self.model_dump(), version)
 
     def runtime(self, version: Callable[..., str]) -> str:
         return _nvinfer.runtime(self.kind, version)

@@ -17,6 +17,7 @@ import select
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -171,6 +172,19 @@ class Agent:
                 found[boundary.replace("_ms", "_cpu_ms")].append(used * 1e3)
         return found, b""
 
+    def check(self, payload, folder, limit_s):
+        """What the runner of a bundle that lies there says of it, started as its receiver would. The bundle does not stay."""
+        bundle = self.place(folder, "run.py").parent
+        how = {"cwd": bundle, "stdin": subprocess.DEVNULL, "capture_output": True, "preexec_fn": ends_with_this}
+        try:
+            done = subprocess.run([sys.executable, "-B", str(bundle / "run.py"), "--check"], timeout=limit_s, **how)
+        except subprocess.TimeoutExpired:
+            raise Unfit(f"the packed runner did not end within {limit_s} s on its sample") from None
+        finally:
+            shutil.rmtree(bundle)
+        texts = {name: getattr(done, name)[: CHUNK // 8].decode("utf-8", "replace") for name in ("stdout", "stderr")}
+        return {"code": done.returncode, **texts}, b""
+
     def place(self, folder, name):
         if not FOLDER.fullmatch(folder) or not NAME.fullmatch(name):
             raise ValueError(f"{folder!r}/{name!r} is no place in the work folder")
@@ -202,8 +216,7 @@ def main():
 
 def watch():
     """Nobody waits for an answer once the link is cut: end at once, even inside a long build."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: with the server's process of this connection
+    ends_with_this()  # the server's process of this connection
 
     def wait():
         hung_up = select.poll()
@@ -212,6 +225,12 @@ def watch():
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def ends_with_this():
+    """From now on this process ends when the one that started it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def fitted(image, size):

@@ -3,12 +3,14 @@
 Its Python is a script that puts a folder of packages in front, so that the same process is started directly or through ssh.
 """
 
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "10.9.0.34"
+AVAILABLE = importlib.util.find_spec("tensorrt_rtx_bindings") is not None  # the double is made from it
 DRIVER = """
 import ctypes, importlib.util
 real = ctypes.CDLL

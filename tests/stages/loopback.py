@@ -89,6 +89,14 @@ def below(pid: int) -> list[int]:
     return found
 
 
+def gone(pids, within=10.0):
+    """Whether all these processes end within so many seconds."""
+    until = time.monotonic() + within
+    while (alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive
+
+
 def name_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()

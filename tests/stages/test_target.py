@@ -6,7 +6,6 @@ The far end is tried without ssh too: the same program, started as an ordinary p
 import ast
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from stages.measure.predict import open_session
 from stages.optimize import Optimize
 from stages.validate import Validate
 from tests.stages import small_line
-from tests.stages.loopback import SSHD, Server, below
+from tests.stages.loopback import SSHD, Server, below, gone
 
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="sshd is not installed (apt-get install openssh-server)")
 PROGRAM = [sys.executable, "-u", "-c", link.BOOT]
@@ -62,14 +61,6 @@ def built(folder, onnx, there, kind="onnxruntime", job=None):
     job.target = there
     made = optimize(kind).at(there).run({"onnx": onnx}, job)
     return Artifact(kind, "Engine", f"id-{kind}", job.out, json.loads(json.dumps(made.facts)), {}), job
-
-
-def gone(pids, within=10.0):
-    """Whether all these processes end within so many seconds."""
-    until = time.monotonic() + within
-    while (alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not alive
 
 
 # -- over ssh
@@ -391,7 +382,12 @@ def test_a_recipe_that_would_open_it_here_is_told_before_anything_runs():
     assert [path for path, _ in found] == [("target",)] * 2
     assert "leave target out" in Validate.model_validate(settings | {"target": "device"}).problems({"own": own})[0][1]
     bundle = {"kind": "bundle", "data": "data", "onnx": "onnx", "engine": "there", "measured": "m", "verdict": "v"}
-    assert "runs only on target device" in Bundle.model_validate(bundle).problems(earlier)[0][1]
+    for target in (None, "other"):
+        assert (
+            "runs only on target device: write target: device" in Bundle.model_validate(bundle | {"target": target}).problems(earlier)[0][1]
+        )
+    assert Bundle.model_validate(bundle | {"target": "device"}).problems(earlier) == []
+    assert "leave target out" in Bundle.model_validate(bundle | {"engine": "own", "target": "device"}).problems(earlier)[0][1]
     rule = {"metric": "p50_ms", "of": "there", "against": "own", "at_most_ratio": 1.0}
     measured = Validate.model_validate(settings | {"target": "device", "latency_of": ["own", "there"]})
     for one, said in ((rule, 1), (rule | {"metric": "miou", "at_most_ratio": None, "at_least": 0.0}, 0)):

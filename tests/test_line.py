@@ -49,7 +49,7 @@ def test_the_line_ends_with_a_verdict_a_bundle_and_a_page(line):
     folder = line.folder / "runs/smoke-1"
     facts = json.loads((folder / "page.json").read_text())
     assert facts["verdict"]["state"] == "passed"
-    assert [hop["name"] for hop in facts["waterfall"]["hops"]] == ["student", "student rewritten", "onnx", "engine"]
+    assert [hop["name"] for hop in facts["waterfall"]["hops"]] == ["student", "student rewritten", "onnx", "rounded", "engine"]
     names = {p.name for p in (folder / "bundle").iterdir()}
     assert {"run.py", "model.onnx", "engine.onnx", "expected.png", "requirements.txt", "bundle.json", "run.json"} <= names
 

@@ -97,7 +97,7 @@ def test_the_driver_goes_on_where_it_was_and_forgets_what_changed(driver):
 
 def test_ctrl_c_leaves_what_is_done_and_the_next_call_goes_on(driver):
     path = driver.folder / "f99_fake.py"
-    path.write_text(path.read_text().replace("    assert case", "    __import__('time').sleep(0.2)\n    assert case"))
+    path.write_text(path.read_text().replace("    assert case", "    __import__('time').sleep(0.6)\n    assert case"))
     process = driver.start()
     while len(driver.ran()) < 3:
         time.sleep(0.01)

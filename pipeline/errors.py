@@ -6,7 +6,7 @@
    BadData     a file of a data set is wrong: names the file and the fix
    Missing     something the machine lacks (a package, a device): says what to install or to change
 3  GateFailed  the numbers are in, and they break a rule of the recipe
-4  Undecided   a rule could not be judged (times of a busy machine), and none is broken
+4  Undecided   a rule could not be judged (too few images, a busy machine, a baseline that is not here), and none is broken
 5  BadStore    storage: disk full, unreadable, corrupt
 6  Diverged    training produced numbers that are not finite
 7  Refused     input that is not trusted: pickles, unsafe paths, engines from elsewhere

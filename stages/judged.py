@@ -85,7 +85,7 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
         why.append(f"{images} images do not show that it is no chance")
     elif passed is None:
         why.append("too few images to promise it. More of them decide, or `sure: false` judges the figure alone")
-    if low and rule.against:
+    if low and rule.against and passed:
         why.append(f"low power: {images} images find a drop of {max(one.detectable for one in low):.2g} points, not a smaller one")
     if any(one.chance is None for one in found.values()):
         why.append("low evidence: few images hold the class")
@@ -109,7 +109,7 @@ def by_rounds(rule: Rule, pair: dict[str, Any], evidence: Evidence) -> dict[str,
         times = {side: median(t for one in pair["rounds"] for t in one[channel][side]) for side in ("candidate", "baseline")}
         found |= {"value_of": times["candidate"], "value_against": times["baseline"]}
         decision = decide(ratios(pair["rounds"], channel), rule.at_most_ratio - 1)
-        found |= {"value": 1 + decision.change, "rounds": decision._asdict() | {"text": None}}
+        found |= {"value": 1 + decision.change, "rounds": {key: value for key, value in decision._asdict().items() if key != "text"}}
         found["text"] = f"{found['text']}: {decision.text}"
         if rule.metric in TIMES and not pair["valid"]:
             raise Unknown("; ".join(pair["reasons"]))

@@ -11,37 +11,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "10.9.0.34"
 AVAILABLE = importlib.util.find_spec("tensorrt_rtx_bindings") is not None  # the double is made from it
+LOADED = """
+import importlib.util, sys
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, {folder!r} + name + ".py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+"""
 DRIVER = """
-import ctypes, importlib.util
+import ctypes
 real = ctypes.CDLL
 def library(name, *given, **more):
-    if name != "libcuda.so.1":
-        return real(name, *given, **more)
-    spec = importlib.util.spec_from_file_location("nvinfer_double", {double!r})
-    double = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(double)
-    return double.Driver()
+    return loaded("cuda_double").Driver() if name == "libcuda.so.1" else real(name, *given, **more)
 ctypes.CDLL = library
 """
 TENSORRT = """
-import importlib.util, sys
 import tensorrt_rtx_bindings
-spec = importlib.util.spec_from_file_location("nvinfer_double", {double!r})
-double = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(double)
-memory = double.Memory()
-sys.modules.update(double.cuda_python(memory))
-sys.modules["tensorrt"] = double.module(tensorrt_rtx_bindings, {version!r}, "GPU A", memory)
+memories, tensorrt = loaded("cuda_double"), loaded("nvinfer_double")
+memory = memories.Memory()
+sys.modules.update(memories.cuda_python(memory))
+sys.modules["tensorrt"] = tensorrt.module(tensorrt_rtx_bindings, {version!r}, "GPU A", memory)
 """
 
 
 def python(folder: Path, tensorrt: bool = True) -> str:
     """The path of a Python that has such a GPU, and TensorRT or not."""
-    site, double = folder / "site", str(Path(__file__).with_name("nvinfer_double.py"))
+    site, loading = folder / "site", LOADED.format(folder=f"{Path(__file__).parent}/")
     site.mkdir()
-    (site / "sitecustomize.py").write_text(DRIVER.format(double=double))
+    (site / "sitecustomize.py").write_text(loading + DRIVER)
     if tensorrt:
-        (site / "tensorrt.py").write_text(TENSORRT.format(double=double, version=VERSION))
+        (site / "tensorrt.py").write_text(loading + TENSORRT.format(version=VERSION))
         for name, version in (("tensorrt", VERSION), ("cuda-python", "12.9.0")):
             info = site / f"{name.replace('-', '_')}-{version}.dist-info"
             info.mkdir()

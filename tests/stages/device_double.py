@@ -3,12 +3,14 @@
 Its Python is a script that puts a folder of packages in front, so that the same process is started directly or through ssh.
 """
 
+import functools
 import importlib.util
 import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.stages import small_line
+
 VERSION = "10.9.0.34"
 AVAILABLE = importlib.util.find_spec("tensorrt_rtx_bindings") is not None  # the double is made from it
 LOADED = """
@@ -33,6 +35,24 @@ memory = memories.Memory()
 sys.modules.update(memories.cuda_python(memory))
 sys.modules["tensorrt"] = tensorrt.module(tensorrt_rtx_bindings, {version!r}, "GPU A", memory)
 """
+
+
+@functools.cache
+def line(base: Path) -> tuple:
+    """(data set, student, its ONNX file), made once for all tests of targets. `base`: pytest's own folder."""
+    folder = base / "line_of_targets"
+    folder.mkdir()
+    dataset = small_line.data(folder, val=2)
+    student = small_line.checkpoint(folder, dataset)
+    return dataset, student, small_line.exported(folder, dataset, student)
+
+
+@functools.cache
+def compiled(base: Path) -> Path:
+    """Where what targets compile is kept for all tests."""
+    folder = base / "cache_of_targets"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def python(folder: Path, tensorrt: bool = True) -> str:

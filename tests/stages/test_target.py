@@ -20,7 +20,7 @@ from stages.gate import Gate
 from stages.measure.predict import open_session
 from stages.optimize import Optimize
 from stages.validate import Validate
-from tests.stages import small_line
+from tests.stages import device_double, small_line
 from tests.stages.loopback import SSHD, Server, below, gone
 
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="sshd is not installed (apt-get install openssh-server)")
@@ -29,10 +29,7 @@ PROGRAM = [sys.executable, "-u", "-c", link.BOOT]
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("line")
-    dataset = small_line.data(folder, val=2)
-    student = small_line.checkpoint(folder, dataset)
-    return dataset, student, small_line.exported(folder, dataset, student)
+    return device_double.line(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

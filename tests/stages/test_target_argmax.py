@@ -13,7 +13,7 @@ from pipeline.errors import Refused
 from pipeline.targets import Asked, Target
 from stages import elsewhere, link
 from stages.optimize import Optimize
-from tests.stages import small_line
+from tests.stages import device_double, small_line
 
 KINDS = ("onnxruntime", "openvino")
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -21,18 +21,19 @@ needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C 
 
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("line")
-    dataset = small_line.data(folder, val=2)
-    return small_line.exported(folder, dataset, small_line.checkpoint(folder, dataset))
+    return device_double.line(tmp_path_factory.getbasetemp())[2]
 
 
 @pytest.fixture
-def device(tmp_path, monkeypatch):
+def device(tmp_path, tmp_path_factory, monkeypatch):
     """device(path): a target without ssh, whose programs are looked for there."""
 
     def become(path=None):
         words = ["env", *([f"PATH={path}"] if path else []), f"HOME={tmp_path / 'home'}", sys.executable, "-u", "-c", link.BOOT]
         monkeypatch.setattr(link, "argv", lambda target: words)
+        (tmp_path / "work").mkdir(exist_ok=True)
+        if path is None:
+            (tmp_path / "work/cache").symlink_to(device_double.compiled(tmp_path_factory.getbasetemp()))
         target = Target(host="far", user="u", workdir=str(tmp_path / "work"))
         return Asked(name="device", target=target, facts=elsewhere.facts_of("device", target))
 

@@ -22,9 +22,7 @@ FIELDS = {"kind": "bundle", "data": "data", "onnx": "onnx", "engine": "engine", 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     """Everything a bundle is made of, but the engine."""
-    folder = tmp_path_factory.mktemp("line")
-    dataset = small_line.data(folder, val=1)
-    onnx = small_line.exported(folder, dataset, small_line.checkpoint(folder, dataset))
+    (dataset, _, onnx), folder = device_double.line(tmp_path_factory.getbasetemp()), tmp_path_factory.mktemp("judged")
     latency = {"image_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0}}
     model = {"miou": 50.0, "size_mb": 1.0, "latency": latency, "ran": {"provider": "GPU A"}}
     facts = {"gpus": [{"name": "GPU of the target"}], "cpu": "CPU of the target", "cores": 6}
@@ -41,9 +39,11 @@ def python(tmp_path_factory):
 
 
 @pytest.fixture
-def there(tmp_path, python, monkeypatch):
+def there(tmp_path, tmp_path_factory, python, monkeypatch):
     """A target without ssh, with a home of its own."""
     monkeypatch.setattr(link, "argv", lambda target: ["env", f"HOME={tmp_path / 'home'}", target.python, "-u", "-c", link.BOOT])
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/cache").symlink_to(device_double.compiled(tmp_path_factory.getbasetemp()))
     target = Target(host="far", user="u", workdir=str(tmp_path / "work"), python=python)
     return Asked(name="device", target=target, facts=elsewhere.facts_of("device", target))
 

@@ -21,10 +21,7 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="the double of TensorRT is m
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("line")
-    dataset = small_line.data(folder, val=2)
-    student = small_line.checkpoint(folder, dataset)
-    return dataset, student, small_line.exported(folder, dataset, student)
+    return device_double.line(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def pin(store: Store, what: str) -> list[str]:
             name, ids = what.replace("/", "."), [finding.artifact(store, what)]
         for id in ids:
             store.manifest(id)
-        fsops.replace(_file(store, name), seal({"what": what, "ids": ids}))
+        _write(store, name, what, ids)
     return ids
 
 
@@ -26,7 +26,7 @@ def keep(store: Store, name: str, ids: list[str]) -> None:
     """Pins these artifacts under a name of their own, in place of what it kept before."""
     store.require_writable()
     with store.shared():
-        fsops.replace(_file(store, name), seal({"what": name, "ids": ids}))
+        _write(store, name, name, ids)
 
 
 def unpin(store: Store, what: str) -> None:
@@ -49,6 +49,10 @@ def pinned(store: Store) -> dict[str, list[str]]:
             raise BadStore(f"{file} is damaged: pin what it named again, or remove it, then repeat")
         found[record["what"]] = record["ids"]
     return found
+
+
+def _write(store: Store, name: str, what: str, ids: list[str]) -> None:
+    fsops.replace(_file(store, name), seal({"what": what, "ids": ids}))
 
 
 def _file(store: Store, name: str) -> Path:

@@ -163,13 +163,11 @@ class Store:
         for file in folder.iterdir():
             if not FILE_NAME.fullmatch(file.name) or file.is_symlink() or not file.is_file():
                 raise BadStore(f"a stage left {file.name!r}: only plain files whose names match {FILE_NAME.pattern} can be published")
-            fsops.sync_file(file)
         files = {f.name: dict(zip(("size", "sha256"), fsops.sha256(f), strict=True)) for f in sorted(folder.iterdir())}
         manifest = {"schema": SCHEMA, "kind": kind, "facts": facts, "files": files}
         id = digest(manifest)
         fsops.write_new(folder / "MANIFEST.json", canonical(manifest))
-        fsops.freeze(folder)
-        fsops.sync_folder(folder)
+        settled(folder)
         with self.shared():
             self._place(id, folder)
             fsops.replace(self.root / "keys" / f"{key}.json", seal(image))
@@ -178,10 +176,7 @@ class Store:
 
     def adopt(self, id: str, folder: Path) -> None:
         """Makes a folder from elsewhere, verified against this id, an artifact. No key points to it: no stage takes it for its own."""
-        for file in folder.iterdir():
-            fsops.sync_file(file)
-        fsops.freeze(folder)
-        fsops.sync_folder(folder)
+        settled(folder)
         with self.shared():
             self._place(id, folder)
 
@@ -320,6 +315,14 @@ class Store:
             if error.errno in room.STORAGE:
                 raise
             return None
+
+
+def settled(folder: Path) -> None:
+    """Nobody writes to it any more, and all of it is on the disk."""
+    for file in folder.iterdir():
+        fsops.sync_file(file)
+    fsops.freeze(folder)
+    fsops.sync_folder(folder)
 
 
 def manifest_in(folder: Path, id: str) -> dict[str, Any]:

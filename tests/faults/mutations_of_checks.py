@@ -9,6 +9,7 @@ SECRET = SECRETS + "::test_an_artifact_that_holds_a_secret_is_refused_with_its_n
 HOSTILE = EXPORT + "::test_hostile_files_are_refused_before_any_parser_sees_them"
 LINKED = EXPORT + "::test_links_and_empty_files_are_refused_and_garbage_never_escapes"
 OTHERS = ENGINES + "::test_an_onnx_file_that_reads_other_files_is_refused_before_the_runtime_sees_it"
+GATES = "tests/pipeline/test_gating.py"
 HELD = ROOM + "::test_many_hold_a_lock_shared_and_one_alone"
 
 PUBLISHED = [
@@ -19,9 +20,23 @@ PUBLISHED = [
         "if file",
         STORE + "::test_a_file_name_that_could_surprise_is_not_published",
     ),
+    M(
+        "samples that changed are judged",
+        "pipeline/gating.py",
+        "        store.verify(artifact.id)",
+        "        pass",
+        GATES + "::test_stored_samples_that_changed_are_never_replayed",
+    ),
+    M(
+        "a baseline that changed is judged by",
+        "pipeline/released.py",
+        "                store.verify(id)",
+        "                pass",
+        GATES + "::test_a_baseline_whose_bytes_changed_is_undecided_and_moved_aside",
+    ),
     M("links are published", STORING, "file.is_symlink() or ", "", PLAIN),
     M("folders and pipes are published", STORING, " or not file.is_file():", ":", PLAIN),
-    M("artifacts can be written to", STORING, "        fsops.freeze(folder)\n", "", STORE + "::test_published_files_are_read_only"),
+    M("artifacts can be written to", STORING, "    fsops.freeze(folder)\n", "", STORE + "::test_published_files_are_read_only"),
     M(
         "weights that are not finite are published",
         LOADING,
@@ -195,7 +210,14 @@ KEYED = [
     M("the key lacks rows", KEYING, '        "rows": {path: [row.kind, row.version] for path, row in rows(stage)},\n', "", KEYS),
     M("the key lacks config", KEYING, "for field, value in settings(stage).items() if", "for field, value in () if", KEYS),
     M("the key lacks inputs", KEYING, '        "inputs": inputs,\n', "", KEYS),
-    M("the key lacks outside", KEYING, '        "outside": stage.outside(),\n', "", KEYS),
+    M("the key lacks outside", KEYING, "stage.outside() | _released", "_released", KEYS),
+    M(
+        "the key lacks the baseline",
+        KEYING,
+        " | _released(stage),",
+        ",",
+        GATES + "::test_a_run_is_judged_by_the_baseline_and_again_when_that_changes",
+    ),
     M("the key lacks environment", KEYING, '        "environment": stage.environment(),\n', "", KEYS),
     M("the key holds what stands aside", KEYING, "if not any(isinstance(m, Aside) for m in info.metadata)", "if info", KEYS),
     M("the key holds defaults of what came later", KEYING, "for field in kept if field not in late", "for field in kept", KEYS),

@@ -150,7 +150,15 @@ def stage(target, config, inputs, place, rehearsing=False):
     def action(events):
         for name in ("out", "state"):
             (place / "work" / name).mkdir(parents=True, exist_ok=True)
-        spec = {"target": target, "config": config, "inputs": inputs, "lineage": {}, "rehearsing": rehearsing, "place": None}
+        spec = {
+            "target": target,
+            "config": config,
+            "inputs": inputs,
+            "lineage": {},
+            "rehearsing": rehearsing,
+            "place": None,
+            "released": None,
+        }
         spec |= {name: str(place / "work" / name) for name in ("out", "state")}
         file = place / "work/spec.json"
         file.write_text(json.dumps(spec))

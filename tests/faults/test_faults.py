@@ -65,6 +65,7 @@ class Driver:
     def start(self, *arguments):
         command = [sys.executable, HERE, *arguments, "--folder", self.folder, "--records", self.folder / "records"]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the background of a shell it would be ignored
         return subprocess.Popen([str(word) for word in command], **options)
 
     def call(self, *arguments, code=0):
@@ -97,7 +98,7 @@ def test_the_driver_goes_on_where_it_was_and_forgets_what_changed(driver):
 
 def test_ctrl_c_leaves_what_is_done_and_the_next_call_goes_on(driver):
     path = driver.folder / "f99_fake.py"
-    path.write_text(path.read_text().replace("    assert case", "    __import__('time').sleep(0.6)\n    assert case"))
+    path.write_text(path.read_text().replace("    assert case", "    __import__('time').sleep(0.2)\n    assert case"))
     process = driver.start()
     while len(driver.ran()) < 3:
         time.sleep(0.01)

@@ -124,6 +124,16 @@ def test_stored_samples_that_changed_are_never_replayed(accepted):
     assert "not the file that was published" in accepted.call("gate", "toy-2", "--replay", code=5)
 
 
+def test_a_baseline_whose_bytes_changed_is_undecided_and_moved_aside(accepted):
+    accepted.edit("value: 3}", "value: 5}")
+    accepted.run(code=3)
+    folder = Store(accepted.folder / ".stillhouse").folder(named(accepted))
+    os.chmod(folder / "number.txt", 0o644)
+    (folder / "number.txt").write_text("9")
+    assert f"store pull DIR {named(accepted)}" in accepted.call("gate", code=4)
+    assert named(accepted) not in objects(accepted)
+
+
 def test_a_baseline_that_is_not_there_is_undecided_and_says_what_to_do(accepted):
     accepted.run()
     assert "no/toy.json does not exist: name the right one with --baseline" in accepted.call("gate", "--baseline", "no/toy.json", code=4)

@@ -236,7 +236,7 @@ def _judge(outcome: Any, suffix: str) -> int:
 
     for step in outcome.steps:
         if step.artifact and step.artifact.kind == "Verdict":
-            tell(f"{step.name}{suffix}: " + {True: "passed", False: "FAILED", None: "undecided"}[step.artifact.facts["passed"]])
+            tell(f"{step.name}{suffix}: " + gating.WORDS[step.artifact.facts["passed"]])
     return verdict(outcome.steps)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.gating import WORDS
 from pipeline.problems import meant
 from pipeline.stage import Job, Made, Stage, Takes
 from stages.rules import METRICS, RELEASED, Rule, metric_problem
@@ -66,7 +67,7 @@ class Gate(Stage):
 
     def run(self, inputs, job: Job) -> Made:
         from stages.evidence import of_artifact
-        from stages.judged import WORDS, judge
+        from stages.judged import judge
 
         verdict = judge(self.rules, of_artifact(inputs["measured"], job.released))
         for rule in verdict["rules"]:

@@ -11,7 +11,6 @@ from pipeline.errors import BadData
 from stages.evidence import Evidence, Unknown
 from stages.rules import CPU_TIMES, RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
 
-WORDS = {True: "passed", False: "FAILED", None: "undecided"}
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 

@@ -326,8 +326,14 @@ class Timer(There):
         self.name, self.modules = artifact.name, []  # of this process: none
         self.open(artifact, threads)
         self.ran = self.ran | {"threads": self.ran["threads"] or self.facts["cores"]}
-        content = b"".join(image.tobytes() for image in images)
-        self.link.ask("prepare", content, shapes=[list(image.shape) for image in images], size=size and list(size), warmup_ms=warmup_ms)
+        self.content, shapes = b"".join(image.tobytes() for image in images), [list(image.shape) for image in images]
+        self.given = {"shapes": shapes, "size": size and list(size), "warmup_ms": warmup_ms}
+
+    def opened(self) -> None:
+        """It was opened when it was made."""
+
+    def warm(self) -> None:
+        self.link.ask("prepare", self.content, **self.given)
 
     def timed(self, runs: int) -> dict[str, list[float]]:
         found, _ = self.link.ask("time", runs=runs)

@@ -1,99 +1,113 @@
 """The calibration of gates keeps what was measured, goes on where it was stopped, and counts errors as errors."""
 
-import importlib.util
+import gzip
 import json
 import math
 import time
-from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks import gate_calibration as calibration
+from benchmarks import gate_plot
 from pipeline.artifact import Artifact
+from stages.measure import pairs
 
-FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "gate_calibration.py"
-HEADER = {"machine": {"cpu": "a", "cores": 2, "onnxruntime": "o"}, "protocol": {"pairs": 3}}
-
-
-@pytest.fixture(scope="module")
-def calibration():
-    spec = importlib.util.spec_from_file_location("gate_calibration", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+HEADER = {"machine": {"cpu": "a", "cores": 2, "onnxruntime": "o"}, "protocol": {"runs": 3}}
+QUIET = {"on_gpu": False, "reasons": [], "seen": {"seconds": 0.5}}
 
 
-def gate(number, wall, cpu, rounds=10, slower=0.0, clock=None):
+def gate(number, wall, cpu, rounds=10, slower=0.0, load=0, reasons=()):
     """A gate whose candidate takes e^wall and e^cpu times as long."""
+    times = {"image_ms": wall, "image_cpu_ms": cpu}
+    one = {key: {"baseline": [1.0] * 3, "candidate": [math.exp(value)] * 3} for key, value in times.items()}
     return [
-        {"slower": slower, "clock": clock, "load": 0, "gate": number}
-        | {name: {"baseline": [1.0] * 3, "candidate": [math.exp(value)] * 3} for name, value in (("wall", wall), ("cpu", cpu))}
-        for _ in range(rounds)
+        {"slower": slower, "load": load, "gate": number, "order": "010", **QUIET, "reasons": list(reasons), **one} for _ in range(rounds)
     ]
 
 
-def test_a_file_torn_by_a_kill_keeps_its_whole_rounds_and_another_machines_is_refused(calibration, tmp_path):
+def written(file, *rounds):
+    file.write_text("".join(json.dumps(line) + "\n" for line in (HEADER, *rounds)))
+    return file
+
+
+def test_a_file_torn_by_a_kill_keeps_its_whole_rounds_and_another_machines_is_refused(tmp_path):
     file = tmp_path / "new" / "gates.jsonl"
-    assert calibration.opened(file, HEADER) == []
+    assert calibration.opened(file, HEADER) == {}
     one = gate(0, 0.0, 0.0, rounds=1)[0]
     with file.open("a") as kept:
         kept.write(json.dumps(one) + "\n" + json.dumps(one)[:40])
-    assert calibration.opened(file, HEADER) == [one] and file.read_text().endswith("}\n")
+    assert calibration.opened(file, HEADER) == {calibration.Kind(0.0, 0): {0: [one]}} and file.read_text().endswith("}\n")
     with pytest.raises(SystemExit, match="another machine"):
-        calibration.opened(file, HEADER | {"protocol": {"pairs": 4}})
+        calibration.opened(file, HEADER | {"protocol": {"runs": 4}})
 
 
-def test_a_gate_is_measured_until_every_clock_it_is_for_has_a_verdict(calibration):
-    assert calibration.undecided(gate(0, 0.0, 0.0, rounds=9))
-    assert not calibration.undecided(gate(0, 0.0, 0.0))
+def test_what_was_packed_is_gone_on_with(tmp_path):
+    file = tmp_path / "gates.jsonl"
+    packed = written(tmp_path / "plain", *gate(0, 0.0, 0.0)).read_bytes()
+    calibration.packed_of(file).write_bytes(gzip.compress(packed))
+    assert len(calibration.opened(file, HEADER)[calibration.Kind(0.0, 0)][0]) == 10 and file.read_bytes() == packed
+
+
+def test_a_gate_is_measured_until_both_clocks_have_a_verdict_and_on_a_busy_machine_the_processors_alone():
+    assert not calibration.ended([]) and not calibration.ended(gate(0, 0.0, 0.0, rounds=9)) and calibration.ended(gate(0, 0.0, 0.0))
     spread = gate(0, 0.0, 0.0)
     for k, one in enumerate(spread):
-        one["wall"]["candidate"] = [1.5 if k % 2 else 0.7] * 3
-    assert calibration.undecided(spread) and calibration.verdict(spread, "cpu").verdict == "pass"
-    for one in spread:
-        one["clock"] = "cpu"
-    assert not calibration.undecided(spread)
+        one["image_ms"] = {"baseline": [1.0] * 3, "candidate": [1.5 if k % 2 else 0.7] * 3}
+    assert not calibration.ended(spread) and calibration.verdict(spread, "CPU") == "pass"
+    busy = [one | {"reasons": ["others ran"]} for one in spread]
+    assert calibration.ended(busy) and calibration.verdict(busy, "wall") == "inconclusive"
 
 
-def test_a_report_counts_false_alarms_and_misses_by_channel_and_leaves_unfinished_gates_out(calibration, tmp_path, capsys):
-    file = tmp_path / "gates.jsonl"
+def test_a_report_counts_false_alarms_and_misses_by_channel_and_leaves_unfinished_gates_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(calibration, "DOCS", tmp_path / "gates.md")
+    calibration.DOCS.write_text(f"words\n\n{calibration.MARK}\nold\n")
     same = gate(0, 0.0, 0.0) + gate(1, 0.2, 0.0) + gate(2, 0.0, 0.0, rounds=3)
-    slow = gate(0, 0.1, 0.0, slower=0.05, clock="wall") + gate(0, 0.1, 0.0, slower=0.05, clock="cpu")
-    file.write_text("".join(json.dumps(line) + "\n" for line in (HEADER, *same, *slow)))
-    calibration.report(file)
-    table = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith("| ")][1:]
-    figures = {(row[0], row[2]): row[3:8] for row in table}
-    assert figures["| 0%", "wall"] == ["2", "1", "1", "0", "1 of 2 (below 97.47%)"]
-    assert figures["| 0%", "cpu"] == ["2", "2", "0", "0", "0 of 2 (below 77.64%)"]
-    assert figures["| 5%", "wall"] == ["1", "0", "1", "0", "0 of 1 (below 95.00%)"]
-    assert figures["| 5%", "cpu"] == ["1", "1", "0", "0", "1 of 1 (below 100.00%)"]
+    slow = gate(0, 0.1, 0.0, slower=0.05) + gate(0, 0.1, 0.1, slower=0.05, load=1, reasons=["others ran"])
+    calibration.report(written(tmp_path / "here.jsonl", *same, *slow))
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith("| ")][1:]
+    figures = {(row[0], row[1], row[2]): row[3:8] for row in rows}
+    assert figures["| 0%", "0", "wall"] == ["2", "1", "1", "0", "1 of 2 (below 97.47%)"]
+    assert figures["| 0%", "0", "CPU"] == ["2", "2", "0", "0", "0 of 2 (below 77.64%)"]
+    assert figures["| 5%", "0", "wall"] == ["1", "0", "1", "0", "0 of 1 (below 95.00%)"]
+    assert figures["| 5%", "0", "CPU"] == ["1", "1", "0", "0", "1 of 1 (below 100.00%)"]
+    assert figures["| 5%", "1", "wall"] == ["1", "0", "0", "1", "-"] and figures["| 5%", "1", "CPU"][2] == "1"
+    text = calibration.DOCS.read_text()
+    assert text.startswith("words\n\n") and "old" not in text and "](gates-here.svg)" in text
+    ElementTree.parse(tmp_path / "gates-here.svg")
 
 
-def test_no_error_in_two_hundred_gates_bounds_the_rate_by_the_rule_of_three(calibration):
+def test_a_curve_ends_where_a_loss_is_seen_and_points_have_their_bounds():
+    done = {calibration.Kind(0.0, 0): [gate(0, 0.001, 0.001), gate(1, -0.001, -0.001)]}
+    passing, failing = (one for one in calibration.curves(done, draws=20) if one.channel == "CPU")
+    assert (passing.verdict, failing.verdict) == ("pass", "fail") and (passing.share[0], failing.share[0]) == (1.0, 0.0)
+    assert (passing.share[-1], failing.share[-1]) == (0.0, 1.0) and passing.slower[-1] == 0.1
+    [point] = [one for one in calibration.points(done) if (one.channel, one.verdict) == ("wall", "pass")]
+    assert (point.share, point.high) == (1.0, 1.0) and point.low == pytest.approx(0.025**0.5, abs=1e-3)
+    assert gate_plot.svg([passing], [point]).count("<polyline") == 1
+
+
+def test_no_error_in_two_hundred_gates_bounds_the_rate_by_the_rule_of_three():
     assert calibration.most_likely(200, 0) == pytest.approx(1 - 0.05 ** (1 / 200), rel=1e-6)
     assert calibration.most_likely(200, 4) == pytest.approx(0.0453, abs=2e-4)
 
 
-def test_a_wait_is_a_share_of_the_run_by_its_own_clock(calibration):
-    def half_asleep(batch):
+def test_the_wait_is_a_share_of_the_processor_time_of_a_run():
+    def half_asleep():
         began = time.process_time()
         while time.process_time() < began + 0.01:
             pass
         time.sleep(0.02)
 
-    image = np.zeros((*calibration.SIZE, 3), np.uint8)
-    calibration.timed(half_asleep, image)  # imports what brings images to their size
+    def used(call):
+        began = time.process_time()
+        call()
+        return time.process_time() - began
 
-    def least(*wait):
-        found = [calibration.timed(half_asleep, image, *wait) for _ in range(3)]
-        return [min(one[clock] for one in found) for clock in ("wall", "cpu")]
-
-    (wall, cpu), (wall_by_cpu, cpu_by_cpu), (wall_by_wall, _) = least(), least(0.5, time.process_time), least(0.5, time.perf_counter)
-    assert wall >= 30 and 10 <= cpu < 12
-    assert wall_by_cpu >= 35 and 15 <= cpu_by_cpu < 18
-    assert wall_by_wall >= 45
+    assert 0.015 <= min(used(calibration.working_on(half_asleep, 0.5)) for _ in range(3)) < 0.018
 
 
 def network(folder):
@@ -109,18 +123,19 @@ def network(folder):
     return Artifact("onnx", "OnnxModel", "id", folder, {})
 
 
-def test_a_round_holds_both_clocks_of_two_fresh_processes_and_the_wait_shows(calibration, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "PAIRS", 9)
-    images = [np.full((*calibration.SIZE, 3), value, np.uint8) for value in (1, 2)]
-    processes, start = [], calibration.subprocess.Popen
+def test_a_round_is_the_products_own_between_fresh_processes_and_the_wait_shows(tmp_path):
+    model = network(tmp_path)
+    np.save(tmp_path / "image.npy", np.full((*calibration.SIZE, 3), 1, np.uint8))
+    models = tuple(Artifact(name, model.kind, model.id, model.folder, {}) for name in pairs.SIDES)
+    common = {"images": [str(tmp_path / "image.npy")], "size": list(calibration.SIZE), "warmup_ms": 0, "threads": 1, "slower": 1.0}
+    children = []
 
-    def remember(*given, **settings):
-        processes.append(start(*given, **settings))
-        return processes[-1]
+    def remember(*given):
+        children.append(calibration.started(*given))
+        return children[-1]
 
-    monkeypatch.setattr(calibration.subprocess, "Popen", remember)
-    found = calibration.one_round(network(tmp_path), images, tmp_path, 1.0, "cpu")
-    assert len(processes) == 2 and all(process.returncode is not None for process in processes)
-    assert len(found["order"]) == 9 and set(found["order"]) <= {"0", "1"}
-    assert all(len(found[clock][side]) == 9 and min(found[clock][side]) > 0 for clock in ("wall", "cpu") for side in calibration.SIDES)
-    assert 1.5 < math.exp(calibration.ratios([found], "cpu")[0]) < 2.7
+    found = calibration.short(pairs.one_round(models, common, tmp_path, 5, start=remember))
+    assert [type(child).__name__ for child in sorted(children, key=lambda child: child.name)] == ["Child", "Slowed"]
+    assert all(child.process.returncode is not None for child in children) and len(found["order"]) == 5
+    assert all(len(found[key][side]) == 5 for key in calibration.CHANNELS.values() for side in pairs.SIDES)
+    assert 1.5 < math.exp(pairs.ratios([found], "image_cpu_ms")[0]) < 2.7

@@ -4,8 +4,8 @@ Two boundaries, both for one image: `image_ms` from the decoded uint8 image in m
 batch axis, copies); `engine_ms` the engine alone on an input that lies where it reads it. Beside each the processor time of the whole
 process, all threads together (`image_cpu_ms`, `engine_cpu_ms`): it hardly changes when others keep the machine busy, and does not see
 waiting, nor what a GPU does.
-A child process is started as `python -m stages.measure.latency SPEC.json`. It opens one model, warms it up, and then times as many
-runs as each line on its standard input asks for. Only a pytorch model brings torch into its process.
+A child process is started as `python -m stages.measure.latency SPEC.json`. It opens one model, and then times as many runs as each line
+on its standard input asks for; 0 is asked first, and warms up. Only a pytorch model brings torch into its process.
 """
 
 import json
@@ -65,6 +65,8 @@ def measure(
     try:
         for model in models:  # one after the other: a model that warms up beside another would not be warm alone
             children.append(remote(model) if "foreign" in model.facts else Child(model, common, work))
+            children[-1].opened()
+            children[-1].warm()
         samples = {child.name: {key: [] for one in BOUNDARIES for key in (one, of_cpu(one))} for child in children}
         turns = in_turns(len(children), runs)
         watch.begin()
@@ -104,6 +106,8 @@ def summary(samples: dict[str, list[float]], ran: dict[str, Any]) -> dict[str, A
 class Child:
     """One model in its own process. Started in a session of its own: a Ctrl-C reaches the stage, which then ends the child."""
 
+    program = ("-m", "stages.measure.latency")
+
     def __init__(self, model: Artifact, common: dict[str, Any], work: Path):
         self.name = model.name
         artifact = {"name": model.name, "kind": model.kind, "id": model.id, "folder": str(model.folder), "facts": model.facts}
@@ -111,7 +115,7 @@ class Child:
         spec.write_text(json.dumps({"artifact": artifact, **common}), encoding="utf-8")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stages.measure.latency", str(spec.resolve())],
+                [sys.executable, *self.program, str(spec.resolve())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -119,12 +123,14 @@ class Child:
                 start_new_session=True,
                 text=True,
             )
-        try:
-            ready = self._answer()
-        except BaseException:
-            self.end()
-            raise
-        self.ran, self.modules = ready["ran"], ready["modules"]
+
+    def opened(self) -> None:
+        """Waits until its model is open. Several may be opening at a time; who warms up should be alone."""
+        answer = self._answer()
+        self.ran, self.modules = answer["ran"], answer["modules"]
+
+    def warm(self) -> None:
+        self.timed(0)
 
     def timed(self, runs: int) -> dict[str, list[float]]:
         try:
@@ -151,20 +157,22 @@ class Child:
         return answer
 
 
-def main(spec: dict[str, Any], asked, answer) -> None:
-    """The child: `asked` yields lines with a number of runs, `answer` sends one object back."""
+def main(spec: dict[str, Any], asked, answer, changed: Any = lambda call: call) -> None:
+    """The child: `asked` yields lines with a number of runs, `answer` sends one object back. `changed` may wrap what is timed."""
     try:
         session = open_session(Artifact(**spec["artifact"] | {"folder": Path(spec["artifact"]["folder"])}), spec["threads"])
     except errors.Stillhouse as error:
         return answer({"error": type(error).__name__, "message": str(error)})
     images, size = [np.load(path) for path in spec["images"]], spec["size"]
-    ways = {"image_ms": [lambda image=image: session(fitted(image, size)[None])[0] for image in images]}
-    ways["engine_ms"] = [session.bind(np.array(fitted(image, size)[None])) for image in images]
-    for calls in ways.values():
-        warm(calls, spec["warmup_ms"])
+    calls = {"image_ms": [lambda image=image: session(fitted(image, size)[None])[0] for image in images]}
+    calls["engine_ms"] = [session.bind(np.array(fitted(image, size)[None])) for image in images]
+    ways = {boundary: [changed(call) for call in each] for boundary, each in calls.items()}
     answer({"ran": session.ran, "modules": [name for name in ("torch", "onnxruntime", "openvino") if name in sys.modules]})
-    for line in asked:
-        answer(times(ways, int(line)))
+    for runs in map(int, asked):
+        if not runs:
+            for each in ways.values():
+                warm(each, spec["warmup_ms"])
+        answer(times(ways, runs) if runs else {})
 
 
 def warm(calls: list, least_ms: float) -> None:
@@ -191,8 +199,12 @@ def times(ways: dict[str, list], runs: int) -> dict[str, list[float]]:
     return found
 
 
-if __name__ == "__main__":
-    # Runtimes print what they like; what goes back to the stage has a pipe of its own.
+def own_pipe() -> Any:
+    """Sends objects to the stage on what was standard output, which from now on is standard error: runtimes print what they like."""
     pipe = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.stdin, lambda what: print(json.dumps(what), file=pipe, flush=True))
+    return lambda what: print(json.dumps(what), file=pipe, flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.stdin, own_pipe())

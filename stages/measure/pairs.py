@@ -49,12 +49,19 @@ def measure(
     return {"candidate": candidate.name, "baseline": baseline.name, "tolerance": tolerance, **conditions(rounds), "rounds": rounds}
 
 
-def one_round(models: tuple[Artifact, Artifact], common: dict[str, Any], work: Path, runs: int) -> dict[str, Any]:
+def one_round(
+    models: tuple[Artifact, Artifact], common: dict[str, Any], work: Path, runs: int, start: Callable[..., Child] = Child
+) -> dict[str, Any]:
     """{"order": "0110..." (1: the baseline came first), "on_gpu", "seen", "reasons", "image_ms": {"candidate": [...], ...}, ...}"""
     children: dict[int, Child] = {}
+    first = (1, 0) if random.random() < 0.5 else (0, 1)  # who is started and warms up first is drawn, too
     try:
-        for k in (1, 0) if random.random() < 0.5 else (0, 1):  # one warms up after the other; who does so first is drawn, too
-            children[k] = Child(models[k], common, work)
+        for k in first:
+            children[k] = start(models[k], common, work)
+        for k in first:
+            children[k].opened()
+        for k in first:
+            children[k].warm()
         samples = {key: {side: [] for side in SIDES} for key in CHANNELS}
         watch, order = quiet.Watch(), ""
         watch.begin()

@@ -158,6 +158,7 @@ def test_a_process_that_times_it_holds_no_torch(small, tmp_path):
     common = {"images": [str(tmp_path / "image.npy")], "size": list(SIZE), "warmup_ms": 0, "threads": 1}
     child = latency.Child(Artifact("engine", "Engine", "id", tmp_path, facts, {}), common, tmp_path)
     try:
+        child.opened()
         assert child.modules == ["onnxruntime"] and child.ran["argmax"] == "native"
         assert all(len(values) == 2 for values in child.timed(2).values())
     finally:

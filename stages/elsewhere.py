@@ -8,20 +8,17 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from pipeline import fsops
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Missing, Refused
 from pipeline.stage import Job
 from pipeline.targets import Asked, Target
-from stages import machine, sidecar
+from stages import machine, replies, sidecar
 from stages.engines import TABLE as ENGINES
 from stages.engines import Engine
 from stages.link import Link
-from stages.sidecar import Words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,93 +28,11 @@ ARGMAX = HERE.parent / "kernels/upsample_argmax/argmax.c"
 SHARED = {"tensorrt_rtx": "tensorrt"}  # kinds of engines that the same files build and open
 CHUNK = 1 << 20  # bytes of a file in one message
 BUILD_S = 6 * 3600  # longest build
-LARGEST = 8 << 30  # bytes of one file of an engine
 CHECK_S = 600  # longest run of a packed runner
 SLOWEST_MS = 3.6e6  # of one run
 TIMES = ("image_ms", "image_cpu_ms", "engine_ms", "engine_cpu_ms")  # a processor's clock may stand still during a short run
 
 BESIDE = {"numpy", "pillow", "cuda-python", "cuda-bindings", "pycuda", "tensorrt-rtx-cu13-libs"}  # asked for besides the runtimes
-
-Number = Annotated[str, Field(pattern=r"^\d{1,3}\.\d{1,3}$")]
-
-
-class Plain(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Gpu(Plain):
-    name: Words
-    capability: Number
-    memory_gb: float = Field(ge=0, le=1e5)
-
-
-class Facts(Plain):
-    """What a target says of itself: stages/machine.py's facts, and versions of packages."""
-
-    cpu: Words
-    cores: int = Field(ge=1, le=4096)
-    instructions: Annotated[list[Words], Field(max_length=64)]
-    memory_gb: float = Field(ge=0, le=1e6)
-    platform: Words
-    python: Words
-    gpus: Annotated[list[Gpu], Field(max_length=32)]
-    driver: Number | None
-    compiler: Words  # of C, or none
-    packages: Annotated[dict[Words, Words], Field(max_length=64)]
-
-
-class File(Plain):
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    bytes: int = Field(ge=0, le=LARGEST)
-
-
-class Ran(Plain):
-    runtime: Words
-    provider: Words
-    precision: Words
-    threads: int | None
-    memory: Words = "absent"
-    argmax: Words = "absent"
-
-
-class Network(Plain):
-    """What stages/engines/_layers.py found there."""
-
-    layers: int
-    types: Annotated[dict[Words, dict[Words, int]], Field(max_length=200)]
-    quantised: Annotated[dict[Words, int], Field(max_length=20)]
-    plain: Annotated[list[Words], Field(max_length=100)]
-    precision: Words
-
-
-class Told(Plain):
-    """Of a build by TensorRT, as stages/bundle_files/build_tensorrt.py tells it."""
-
-    network: Network
-    timing: Words
-    warnings: Annotated[list[Words], Field(max_length=100)]
-    skipped_tactics: int
-
-
-class Built(Plain):
-    files: Annotated[dict[Annotated[str, Field(pattern=r"^engine(\.[a-z0-9_]{1,20}){1,2}$")], File], Field(min_length=1, max_length=8)]
-    ran: Ran
-    told: Told | None = None
-
-
-class Opened(Plain):
-    """How logits become classes there, where the engine leaves that to us."""
-
-    argmax: Literal["native", "graph of its own"] | None = None
-    why: str = Field("", max_length=1000)
-
-
-class Checked(Plain):
-    """How a runner ended, and what it said."""
-
-    code: int
-    stdout: str
-    stderr: str
 
 
 def builder(kind: str) -> Path:
@@ -174,7 +89,7 @@ def tried(folder: Path, job: Job) -> tuple[int, str, str]:
         there.send(folder / name, _folder(files), name, sha256)
     answer, _ = there.link.ask("check", within=CHECK_S + 60, folder=_folder(files), limit_s=CHECK_S)
     there.end()
-    found = _checked(Checked, answer, there.target)
+    found = replies.checked(replies.Checked, answer, there.target)
     return found.code, *("\n".join(map(there.link.plain, text.splitlines())) for text in (found.stdout, found.stderr))
 
 
@@ -219,7 +134,7 @@ class There:
         key = _digest([given, settings, {name: hashlib.sha256(content).hexdigest() for name, content in sent.items()}, self.facts])
         asked = {"given": given, "key": key, "settings": settings, "programs": {name: len(content) for name, content in sent.items()}}
         answer, _ = self.link.ask("build", b"".join(sent.values()), within=BUILD_S, **asked)
-        made = _checked(Built, answer, self.target)
+        made = replies.checked(replies.Built, answer, self.target)
         facts = self._told(made, settings, source)
         folder = _folder({name: one.sha256 for name, one in made.files.items()})
         for name, one in made.files.items():
@@ -230,7 +145,7 @@ class There:
         device = sidecar.device_facts(self.facts, "gpu" in row.environment())
         return {**facts, "ran": self.ran, "foreign": {"target": self.target, "device": device}}
 
-    def _told(self, made: Built, settings: dict[str, Any], source: Artifact) -> dict[str, Any]:
+    def _told(self, made: replies.Built, settings: dict[str, Any], source: Artifact) -> dict[str, Any]:
         if made.told is None:
             return {}
         from stages.engines import _nvinfer
@@ -258,7 +173,7 @@ class There:
         if tail:
             sent |= {"argmax": (HERE / "bundle_files/argmax.py").read_bytes(), "argmax.c": ARGMAX.read_bytes()}
         asked = {"folder": folder, "settings": settings, "programs": {name: len(content) for name, content in sent.items()}, "tail": tail}
-        opened = _checked(Opened, self.link.ask("open", b"".join(sent.values()), **asked)[0], self.target)
+        opened = replies.checked(replies.Opened, self.link.ask("open", b"".join(sent.values()), **asked)[0], self.target)
         if (opened.argmax is None) != (tail is None):
             raise Refused(f"target {self.target} does not say how it takes the argmax: it does not speak as it should")
         if opened.why:
@@ -300,7 +215,7 @@ class There:
             raise Refused(f"target {self.target} says it holds {str(have)[:40]} of {size} bytes: it does not speak as it should")
         return have
 
-    def fetch(self, folder: str, name: str, expected: File, file: Path, state: Path) -> None:
+    def fetch(self, folder: str, name: str, expected: replies.File, file: Path, state: Path) -> None:
         part = state / f"{expected.sha256}.part"
         have = part.stat().st_size if part.exists() else 0
         if have > expected.bytes:
@@ -358,19 +273,10 @@ def session(artifact: Artifact, job: Job) -> Any:
 def _hello(link: Link) -> dict[str, Any]:
     packages = sorted({name for row in ENGINES.rows().values() for name in row.installed()} | BESIDE)
     answer, _ = link.ask("hello", workdir=link.target.workdir, packages=packages)
-    facts = _checked(Facts, answer, link.name).model_dump()
+    facts = replies.checked(replies.Facts, answer, link.name).model_dump()
     if set(facts["packages"]) != set(packages) or not set(facts["instructions"]) <= set(machine.INSTRUCTIONS):
         raise Refused(f"target {link.name} speaks of packages or instructions it was not asked for: it does not speak as it should")
     return facts
-
-
-def _checked(model: type[BaseModel], answer: dict[str, Any], name: str) -> Any:
-    try:
-        return model.model_validate(answer)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(c for c in ".".join(str(part)[:40] for part in first["loc"]) if c.isprintable())
-        raise Refused(f"target {name} does not speak as it should: {where}: {first['msg'][:120]}") from None
 
 
 def _folder(files: dict[str, str]) -> str:

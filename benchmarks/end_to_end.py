@@ -112,7 +112,7 @@ def raced(asked, children: list[Child], row, net, pictures: Pictures, work: Path
     for child in children:
         say(f"{work.name}: class maps of {child.racer.name}")
         spec = {"racer": list(child.racer), **files[child.racer.name], **common}
-        child.ask(open=spec, images=str(work / "timed.npy"), warm_ms=asked.warm_ms)
+        child.order(open=spec, images=str(work / "timed.npy"), warm_ms=asked.warm_ms)
         maps = child.maps(work / "judged.npy")
         plain = maps if plain is None else plain  # the conventional path comes first
         found[child.racer.name] = judged(maps, plain, pictures.labels, classes) | {"exact": child.racer.exact}
@@ -145,7 +145,7 @@ def timed(children: list[Child], rounds: int, runs: int) -> dict[str, dict[str, 
     order = random.Random(0)
     for _ in range(rounds):
         for child in order.sample(children, len(children)):
-            for clock, value in child.ask(runs=runs).items():
+            for clock, value in child.order(runs=runs).items():
                 found[child.racer.name][clock].append(value)
     turn = {name: [statistics.median(each) for each in v["ms"]] for name, v in found.items()}
     for name, v in found.items():

@@ -7,7 +7,6 @@ needs torch, and has it in its process.
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pipeline import errors  # noqa: E402
 from stages import machine  # noqa: E402
 from stages.engines import TABLE as ENGINES  # noqa: E402
 from stages.engines import need  # noqa: E402
+from stages.measure.process import Process  # noqa: E402
 
 WARM_MS, WARM_RUNS, REWARM_RUNS = 2000, 5, 2  # before the first turn; before every other, for the others have had the caches
 
@@ -112,42 +112,24 @@ def conventional(spec: dict[str, Any], threads: int) -> Callable[[np.ndarray], n
 # The child, and the parent's side of it.
 
 
-class Child:
+class Child(Process):
     """One racer's process. It opens one file after the other, and keeps the last one."""
 
     def __init__(self, racer: Racer, work: Path):
-        self.racer, self.log = racer, work / f"{racer.name.replace(' ', '_').replace(':', '')}.log"
-        command = [sys.executable, "-m", "benchmarks.racers"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, cwd=ROOT, **pipes)
+        self.racer = racer
+        log = work / f"{racer.name.replace(' ', '_').replace(':', '')}.log"
+        super().__init__(racer.name, ["-m", "benchmarks.racers"], log)
 
-    def ask(self, **asked: Any) -> dict[str, Any]:
-        try:
-            self.process.stdin.write(json.dumps(asked) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the missing answer says why
-        if not (line := self.process.stdout.readline()):
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise errors.Stillhouse(f"the process of {self.racer.name} ended with {self.process.wait()}: {last[0]}")
-        if "error" in (answer := json.loads(line)):
-            raise errors.BY_NAME[answer["error"]](f"{self.racer.name}: {answer['message']}")
-        return answer
+    def order(self, **asked: Any) -> dict[str, Any]:
+        return self.ask(json.dumps(asked))
 
     def maps(self, pictures: Path) -> np.ndarray:
         """pictures: uint8 (N, H, W, 3) in a .npy file -> uint8 (N, H, W)."""
         passing = pictures.with_suffix(".maps.npy")
-        self.ask(maps=str(pictures), to=str(passing))
+        self.order(maps=str(pictures), to=str(passing))
         maps = np.load(passing)
         passing.unlink()
         return maps
-
-    def end(self) -> None:
-        self.process.stdin.close()
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 def main(asked, answer) -> None:

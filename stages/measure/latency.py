@@ -11,7 +11,6 @@ on its standard input asks for; 0 is asked first, and warms up. Only a pytorch m
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.artifact import Artifact
 from stages import machine
 from stages.measure.order import figures
 from stages.measure.predict import fitted, open_session
+from stages.measure.process import Process
 from stages.measure.quiet import Watch
 
 ROUNDS = 10  # in each of them every model has one turn, in an order drawn anew
@@ -103,58 +103,27 @@ def summary(samples: dict[str, list[float]], ran: dict[str, Any]) -> dict[str, A
     return found | {"threads": ran["threads"] or machine.cores(), "on_gpu": ran["provider"] not in CPUS} | kept
 
 
-class Child:
-    """One model in its own process. Started in a session of its own: a Ctrl-C reaches the stage, which then ends the child."""
+class Child(Process):
+    """One model in its own process."""
 
     program = ("-m", "stages.measure.latency")
 
     def __init__(self, model: Artifact, common: dict[str, Any], work: Path):
-        self.name = model.name
+        spec = work / f"{model.name}.json"
         artifact = {"name": model.name, "kind": model.kind, "id": model.id, "folder": str(model.folder), "facts": model.facts}
-        spec, self.log = work / f"{model.name}.json", work / f"{model.name}.log"
         spec.write_text(json.dumps({"artifact": artifact, **common}), encoding="utf-8")
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.program, str(spec.resolve())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=Path(__file__).resolve().parents[2],
-                start_new_session=True,
-                text=True,
-            )
+        super().__init__(model.name, [*self.program, str(spec.resolve())], work / f"{model.name}.log")
 
     def opened(self) -> None:
         """Waits until its model is open. Several may be opening at a time; who warms up should be alone."""
-        answer = self._answer()
+        answer = self.answer()
         self.ran, self.modules = answer["ran"], answer["modules"]
 
     def warm(self) -> None:
         self.timed(0)
 
     def timed(self, runs: int) -> dict[str, list[float]]:
-        try:
-            self.process.stdin.write(f"{runs}\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer says why
-        return self._answer()
-
-    def end(self) -> None:
-        self.process.stdin.close()
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise errors.Stillhouse(f"the process that times {self.name} ended with {self.process.wait()}: {last[0]}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise errors.BY_NAME[answer["error"]](f"{self.name}: {answer['message']}")
-        return answer
+        return self.ask(str(runs))
 
 
 def main(spec: dict[str, Any], asked, answer, changed: Any = lambda call: call) -> None:

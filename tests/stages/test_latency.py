@@ -167,7 +167,7 @@ def test_what_goes_wrong_in_a_child_is_said_by_its_stage(line, tmp_path):
     with pytest.raises(Refused, match=r"b: .*not a plain file"):
         opened(broken, common(images, tmp_path), tmp_path)
     wrong = small_line.Artifact("w", "Nonsense", "x", tmp_path, {})
-    with pytest.raises(Stillhouse, match="the process that times w ended with 1: KeyError"):
+    with pytest.raises(Stillhouse, match="the process of w ended with 1: KeyError"):
         opened(wrong, common(images, tmp_path), tmp_path)
 
 

@@ -5,12 +5,11 @@ import torch
 from pydantic import ValidationError
 
 from stages.kd import Pair
-from stages.kd._meet import unit
 from stages.kd._step import Step
-from stages.kd.text.loss import directions
+from stages.kd.text.loss import Read, directions
 from tests.stages.kd_cases import row_of
 
-S, T, D = 6, 8, 9  # widths of the student's head, the teacher's, and of language
+S, T, D = 6, 8, 13  # widths of the student's head, the teacher's, and of language: read from its own channels, and in the language
 
 
 def gen(seed):
@@ -187,9 +186,21 @@ def test_training_the_projections_makes_both_read_and_neither_collapse():
         sum(weight * term for term, weight in terms.values()).backward()
         optimizer.step()
     for f, conv in zip(heads, (module.student, module.teacher), strict=True):
-        maps = module.map(unit(conv(f), 1))
+        maps = Read(f, conv.weight.flatten(1), module.names).map
         assert (maps.argmax(1) == y).float().mean() > 0.9 and maps.flatten(2).std(2).min() > 0.5
     assert terms["text_region"][0] < 0.1
+
+
+def test_a_narrow_head_never_writes_vectors_of_the_language_and_says_the_same():
+    f, y = torch.randn(2, 5, 6, 7, generator=gen(1), dtype=torch.float64), torch.randint(0, 3, (2, 6, 7), generator=gen(2))
+    weight = torch.randn(40, 5, generator=gen(3), dtype=torch.float64)
+    names = directions(torch.randn(3, 40, generator=gen(4), dtype=torch.float64), True)
+    wide = torch.cat([weight, torch.zeros(40, 60, dtype=torch.float64)], 1)  # the same function of five channels among 65
+    both = Read(f, weight, names), Read(torch.cat([f, torch.zeros(2, 60, 6, 7, dtype=torch.float64)], 1), wide, names)
+    assert [one.vectors.shape[1] for one in both] == [5, 40]
+    torch.testing.assert_close(both[0].map, both[1].map, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(both[0].regions(y), both[1].regions(y), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["text_align", "text_channel", "text_region"])

@@ -32,22 +32,17 @@ class TextDistillation(nn.Module):
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         row = self.row
-        sides = [(step.student["head"], self.student), (step.teacher["head"], self.teacher)]
-        units = [unit(conv(f.to(conv.weight.dtype)), 1, SHORTEST) for f, conv in sides]  # each (B, D, h, w) on its own grid
-        ys = [step.labels_at(u.shape[-2:]) for u in units]
-        maps = [self.map(u) for u in units]
+        sides = [(step.student["head"], self.student.weight), (step.teacher["head"], self.teacher.weight)]
+        read = [Read(f.to(weight.dtype), weight.flatten(1), self.names) for f, weight in sides]  # each on its own grid
+        ys = [step.labels_at(one.map.shape[-2:]) for one in read]
+        maps = [one.map for one in read]
         terms = {"text_align": (sum(map(align, maps, ys)), row.align_weight)}
         factor = self.on.factor(step.progress)  # 0: computed all the same, so that curves keep their names
         if row.channel_weight:
             terms["text_channel"] = (factor * self.channel(*maps, ys[1], step), row.channel_weight)
         if row.region_weight:
-            terms["text_region"] = (factor * self.region(*units, *ys), row.region_weight)
+            terms["text_region"] = (factor * self.region(*read, *ys), row.region_weight)
         return terms
-
-    def map(self, u: Tensor) -> Tensor:
-        """(B, K, h, w) in float32 at least: an exp follows."""
-        with torch.autocast(u.device.type, enabled=False):
-            return SHARPNESS * torch.einsum("kd,bdhw->bkhw", self.names.to(u.dtype), u)
 
     def channel(self, student: Tensor, teacher: Tensor, y: Tensor, step) -> Tensor:
         """`y` (B, h, w) lies on the teacher's grid."""
@@ -59,9 +54,11 @@ class TextDistillation(nn.Module):
             kl = torch.where(shown, kl, self.row.absent * kl)
         return t**2 * kl.mean()
 
-    def region(self, student: Tensor, teacher: Tensor, y_student: Tensor, y_teacher: Tensor) -> Tensor:
-        classes, t = len(self.names), self.row.region_temperature
-        (rho_s, n_s), (rho_t, n_t) = (segmented_mean(u, y, classes) for u, y in ((student, y_student), (teacher.detach(), y_teacher)))
+    def region(self, student: "Read", teacher: "Read", y_student: Tensor, y_teacher: Tensor) -> Tensor:
+        t = self.row.region_temperature
+        rho_s, n_s = student.regions(y_student)
+        with torch.no_grad():
+            rho_t, n_t = teacher.regions(y_teacher)
         log_q, log_p = (log_softmax(SHARPNESS * self.named(rho) / t, -1) for rho in (rho_s, rho_t))  # (B, K, K'), rows add up to 1
         if a := self.row.prior:
             log_p = torch.logaddexp(log_p + math.log(1 - a), self.prior.to(log_p.dtype) + math.log(a))
@@ -73,6 +70,31 @@ class TextDistillation(nn.Module):
         """(B, K, K') cosines of the regions' mean vectors (B, K, D) with all names."""
         with torch.autocast(rho.device.type, enabled=False):
             return unit(rho, -1, SHORTEST) @ self.names.to(rho.dtype).mT
+
+
+class Read:
+    """What the features f (B, C, h, w) of a network say in the language: u = W f / |W f| in every cell, with W (D, C), E (K, D).
+
+    Where the head is much narrower than the language, u (B, D, h, w) is never written. |W f|^2 = f' (W' W) f, so v = f / |W f| is known
+    from C channels alone, E u = (E W) v, and the mean of u over a region is W times the mean of v.
+    """
+
+    def __init__(self, f: Tensor, weight: Tensor, names: Tensor):
+        wide, narrow = weight.shape
+        with torch.autocast(f.device.type, enabled=False):
+            if 2 * narrow > wide:
+                self.vectors, self.to_language, names = unit(torch.einsum("dc,bchw->bdhw", weight, f), 1, SHORTEST), None, names.to(f.dtype)
+            else:
+                squared = (f * torch.einsum("cd,bdhw->bchw", weight.mT @ weight, f)).sum(1, keepdim=True)
+                self.vectors = f * torch.where(squared > SHORTEST**2, squared, torch.inf).rsqrt()  # 0 without a direction, as unit has it
+                self.to_language, names = weight, names.to(f.dtype) @ weight
+            self.map = SHARPNESS * torch.einsum("kc,bchw->bkhw", names, self.vectors)  # (B, K, h, w)
+        self.classes = len(names)
+
+    def regions(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean u of every class (B, K, D), and of how many cells."""
+        rho, cells = segmented_mean(self.vectors, y, self.classes)
+        return rho if self.to_language is None else rho @ self.to_language.to(rho.dtype).mT, cells
 
 
 def directions(text: Tensor, center: bool) -> Tensor:

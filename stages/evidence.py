@@ -21,6 +21,10 @@ class Unknown(Exception):
     """A comparison that cannot be made, and what to do about it: its rule is undecided."""
 
 
+class Busy(Unknown):
+    """Others kept the machine busy while times were measured: measuring again may tell."""
+
+
 class Evidence:
     """`folder` holds the files beside measurement.json; `released` is pipeline.released.Released, or None where no rule speaks of it."""
 

@@ -24,7 +24,7 @@ __all__ = ("METRICS", "Gate", "Rule")
 class Gate(Stage):
     kind: Literal["gate"]
     makes: ClassVar[str] = "Verdict"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     measured: Annotated[str, Takes(("Measurement",)), Field(description="The stage whose figures are judged.")]
     rules: list[Rule] = Field(min_length=1, description="All of them must hold.")
@@ -48,6 +48,8 @@ class Gate(Stage):
         elif rule.against and rule.is_time and _place(rule.of, earlier) != _place(rule.against, earlier):
             text = f"{rule.of} and {rule.against} are timed on different machines, which says nothing: build both on one target"
             yield ("against",), text
+        elif rule.is_tail_of_two and rule.sure is not False:
+            yield ("metric",), rule.instead
         if paired and not math.isclose(rule.at_most_ratio, 1 + measured.latency.tolerance):
             asked, found = round(rule.at_most_ratio - 1, 6), measured.latency.tolerance
             text = (

@@ -1,6 +1,6 @@
 """Holds the rules of a gate against the evidence, and puts each outcome into one sentence with its numbers.
 
-Accuracy is judged by what other images of the kind would say (measure/sure.py), times by what other runs would (measure/order.py). Every
+Accuracy is judged by what other images of the kind would say (measure/sure.py), times by what other runs would (timed.py). Every
 outcome is True, False or None: undecided. What was not measured is a broken rule; what cannot be compared is an undecided one.
 """
 
@@ -8,16 +8,15 @@ import math
 from typing import Any
 
 from pipeline.errors import BadData
-from stages.evidence import Evidence, Unknown
-from stages.rules import CPU_TIMES, RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
-
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+from stages.evidence import Busy, Evidence, Unknown
+from stages.rules import RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
+from stages.timed import by_rounds, by_runs, decisions
 
 
 def judge(rules: list[Rule], evidence: Evidence) -> dict[str, Any]:
     """What verdict.json holds."""
-    lost = classes_that_lost(rules, evidence)
-    judged = [judge_one(rule, evidence, lost) for rule in rules]
+    lost, together = classes_that_lost(rules, evidence), decisions(rules, evidence)
+    judged = [judge_one(rule, evidence, lost, together) for rule in rules]
     outcomes = [rule["passed"] for rule in judged]
     verdict = {"passed": False if False in outcomes else None if None in outcomes else True, "rules": judged}
     if any(rule.against == RELEASED for rule in rules):
@@ -25,15 +24,17 @@ def judge(rules: list[Rule], evidence: Evidence) -> dict[str, Any]:
     return verdict
 
 
-def judge_one(rule: Rule, evidence: Evidence, lost: frozenset[Rule] = frozenset()) -> dict[str, Any]:
-    """One entry of verdict.json. `lost`: the rules on classes whose loss is no chance."""
+def judge_one(
+    rule: Rule, evidence: Evidence, lost: frozenset[Rule] = frozenset(), together: dict[Rule, Any] | None = None
+) -> dict[str, Any]:
+    """One entry of verdict.json. `lost`: the rules on classes whose loss is no chance; `together`: timed.decisions of all rules."""
     entry = {"metric": rule.metric, "of": rule.of, "against": rule.against}
     entry |= {"limit": ", ".join(f"{name} {limit:g}" for name, limit in rule.limits().items()), "sure": rule.sure}
     entry |= {"value": None, "value_of": None, "value_against": None, "passed": False}
     text = f"{rule.metric} of {rule.of}"
     try:
         if pair := evidence.pair(rule):
-            return entry | by_rounds(rule, pair, evidence)
+            return entry | by_rounds(rule, pair, evidence, decisions([rule], evidence) if together is None else together)
         of, against = evidence.figure(rule), None
         if of is not None:
             entry["value_of"] = of
@@ -44,13 +45,16 @@ def judge_one(rule: Rule, evidence: Evidence, lost: frozenset[Rule] = frozenset(
             return entry | {"text": f"{rule.metric} of {unknown} was not measured; {asked(rule)} was asked"}
         entry["value_against"], text = against, spoken(rule, of, against, {})
         if rule.metric in TIMES and (noise := evidence.noise()):
-            raise Unknown(noise)
+            raise Busy(noise)
+        if rule.is_tail_of_two and rule.sure is not False:
+            raise Unknown(rule.instead)
         values = {name: judged_value(name, of, against) for name in rule.limits()}
         kept = all(holds(name, values[name], limit) for name, limit in rule.limits().items())
         text = spoken(rule, of, against, values)
         passed, why, more = decided(rule, evidence, kept, rule in lost)
     except (Unknown, BadData) as problem:
-        return entry | {"passed": None, "text": f"{text}; {asked(rule)} was asked, which cannot be told: {problem}"}
+        text = f"{text}; {asked(rule)} was asked, which cannot be told: {problem}"
+        return entry | {"passed": None, "text": text} | ({"busy": True} if isinstance(problem, Busy) else {})
     text = "; ".join([text, f"{asked(rule)} was asked", *why])
     return entry | {"value": next(iter(values.values())), "passed": passed, "text": text} | more
 
@@ -90,45 +94,6 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
         why.append("low evidence: few images hold the class")
     numbers = {limit: {"edge": told(one.edge), "se": one.se, "certain": one.certain} for limit, one in found.items()}
     return passed, why, {"images": images, "low_power": bool(low), "confidence": numbers}
-
-
-def by_rounds(rule: Rule, pair: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
-    """A time against another's, by rounds in which both took turns: the fields of an entry."""
-    from statistics import median
-
-    from stages.measure.pairs import ratios
-    from stages.measure.rounds import decide
-
-    found: dict[str, Any] = {"passed": None, "text": f"{rule.metric} of {rule.of} against {rule.against}"}
-    try:
-        if "problem" in pair:
-            raise Unknown(pair["problem"])
-        evidence.require_same_baseline(rule, pair)
-        channel = (TIMES | CPU_TIMES)[rule.metric][0]
-        times = {side: median(t for one in pair["rounds"] for t in one[channel][side]) for side in ("candidate", "baseline")}
-        found |= {"value_of": times["candidate"], "value_against": times["baseline"]}
-        decision = decide(ratios(pair["rounds"], channel), rule.at_most_ratio - 1)
-        found |= {"value": 1 + decision.change, "rounds": {key: value for key, value in decision._asdict().items() if key != "text"}}
-        found["text"] = f"{found['text']}: {decision.text}"
-        if rule.metric in TIMES and not pair["valid"]:
-            raise Unknown("; ".join(pair["reasons"]))
-    except Unknown as problem:
-        return found | {"text": f"{found['text']}; {asked(rule)} was asked, which cannot be told: {problem}"}
-    kept = found["value"] <= rule.at_most_ratio if rule.sure is False else None
-    passed = {"pass": True, "fail": False}.get(decision.verdict, kept)
-    return found | {"passed": passed, "text": f"{found['text']}; {asked(rule)} was asked"}
-
-
-def by_runs(rule: Rule, samples: list[float], kept: bool) -> tuple[bool | None, list[str], dict[str, Any]]:
-    """An absolute limit on a time, by the runs between which its quantile lies."""
-    from stages.measure.order import judge_limit
-
-    if not samples:
-        return kept, [], {}
-    found = judge_limit(samples, rule.at_most, QUANTILES[rule.metric.split("_")[-2]])
-    decides = found.high is not None or rule.sure
-    passed = {"pass": True, "fail": False, "inconclusive": None}[found.verdict] if decides else kept
-    return passed, [found.text.split(";")[0]], {"confidence": {"at_most": {"low": found.low, "high": found.high}}, "runs": len(samples)}
 
 
 def classes_that_lost(rules: list[Rule], evidence: Evidence) -> frozenset[Rule]:

@@ -41,7 +41,7 @@ class Latency(BaseModel):
 class Validate(Stage):
     kind: Literal["validate"]
     makes: ClassVar[str] = "Measurement"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     reproducible: ClassVar[bool] = False  # time is measured
 
     data: Dataset
@@ -108,6 +108,7 @@ class Validate(Stage):
         from stages.measure.fingerprint import fingerprint
         from stages.measure.kept import kept
         from stages.measure.predict import require_same_table
+        from stages.races import RAW, races
         from stages.samples import open_samples
 
         begun, data, reference, candidates = time.monotonic(), inputs["data"], inputs["reference"], inputs["candidates"]
@@ -124,7 +125,8 @@ class Validate(Stage):
         times, conditions = latencies(inputs["latency_of"], samples, data, self.latency, job)
         for name, latency in times.items():
             models[name]["latency"] = latency
-        raced = races(self.pairs, (reference, *candidates), samples, data, self.latency, job)
+        how = self.latency.model_dump() | {"size": data.facts["size"], "between": going_on(job)}
+        raced = races(self.pairs, (reference, *candidates), turning(samples), job, how) if self.pairs else []
         for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
             models[name]["kept"] = verdict
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
@@ -133,7 +135,7 @@ class Validate(Stage):
         measurement |= {"machine": machine.facts(), "conditions": conditions}
         if raced:
             (job.out / "pairs.json").write_text(json.dumps(raced, separators=(",", ":")) + "\n", encoding="utf-8")
-            measurement["pairs"] = [{key: value for key, value in one.items() if key != "rounds"} for one in raced]
+            measurement["pairs"] = [{key: value for key, value in one.items() if key not in RAW} for one in raced]
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         for line in said(measurement, job.rehearsing):
@@ -227,32 +229,6 @@ def latencies(
     on_gpu = {name: one["samples_engine_ms"] for name, one in found.items() if one["on_gpu"]}
     why = quiet.reasons(seen, on_gpu)
     return found, {"valid": not why, "reasons": why} | seen
-
-
-def races(
-    pairs: list[list[str]], models: tuple[Artifact, ...], samples, data: Artifact, settings: Latency, job: Job
-) -> list[dict[str, Any]]:
-    """What pairs.json holds: every pair with its rounds, or why there are none."""
-    if not pairs:
-        return []
-    from stages.evidence import Unknown
-    from stages.measure import pairs as measuring
-    from stages.measure.predict import require_same_table
-    from stages.rebuilt import rebuilt
-
-    held, images, found = {model.name: model for model in models}, turning(samples), []
-    how = settings.model_dump() | {"size": data.facts["size"], "between": going_on(job)}
-    how |= {"most": 1} if job.rehearsing else {}
-    for k, (name, other) in enumerate(pairs):
-        try:
-            baseline = held[other] if other != RELEASED else rebuilt(name, job.released, job.state / f"released_{k}")
-            require_same_table(data, baseline)
-        except (Unknown, BadData) as problem:
-            found.append({"candidate": name, "baseline": other, "problem": str(problem), "told": f"not measured: {problem}"})
-            continue
-        entry = measuring.measure(held[name], baseline, images, job.state / f"pair_{k}", **how)
-        found.append(entry | {"source": baseline.id if other == RELEASED else None, "told": measuring.told(entry)})
-    return found
 
 
 def turning(samples) -> "list[np.ndarray]":

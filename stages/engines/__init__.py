@@ -40,6 +40,7 @@ class Engine(Row):
 
     takes: ClassVar[str]  # the artifact kind an engine is built from: OnnxModel | Checkpoint
     package: ClassVar[str]  # what pip installs
+    reproducible: ClassVar[bool] = True  # whether two builds of one file on one machine are equally fast
     keeps_timing: ClassVar[bool] = False  # whether build leaves engine.timing, which another build can start from
 
     threads: int | None = None

@@ -18,6 +18,7 @@ class TensorRT(Engine):
     kind: Literal["tensorrt"]
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "tensorrt"
+    reproducible: ClassVar[bool] = False  # tactics are picked by timing them
     keeps_timing: ClassVar[bool] = True
 
     threads: None = Field(None, description="Nothing to set: a GPU computes.")

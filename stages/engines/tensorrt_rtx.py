@@ -19,6 +19,7 @@ class TensorRtx(Engine):
     kind: Literal["tensorrt_rtx"]
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "tensorrt_rtx"
+    reproducible: ClassVar[bool] = False  # the GPU that opens a plan picks what it runs
 
     threads: None = Field(None, description="Nothing to set: a GPU computes.")
     batch: _nvinfer.Batch = (1, 1, 8)

@@ -33,17 +33,19 @@ def measure(
     runs: int,
     warmup_ms: int,
     threads: int | None,
+    cells: int = len(CHANNELS),
     most: int = LOOKS[-1],
     between: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """One entry of pairs.json. `between(done, total)` is called after each round and may raise; `most`: rounds, after which it ends."""
+    """One entry of pairs.json. `between(done, total)` is called after each round and may raise; `most`: rounds, after which it ends;
+    `cells`: among how many times a loss shall stand, which keeps measuring on until it does."""
     work.mkdir(exist_ok=True)
     for k, image in enumerate(images):
         np.save(work / f"image_{k}.npy", image)
     common = {"images": [str(work / f"image_{k}.npy") for k in range(len(images))], "size": size}
     common |= {"warmup_ms": warmup_ms, "threads": threads}
     rounds: list[dict[str, Any]] = []
-    while len(rounds) < most and not decided(rounds, tolerance):
+    while len(rounds) < most and not decided(rounds, tolerance, cells):
         rounds.append(one_round((candidate, baseline), common, work, min(runs, RUNS)))
         between(len(rounds), most)
     return {"candidate": candidate.name, "baseline": baseline.name, "tolerance": tolerance, **conditions(rounds), "rounds": rounds}
@@ -85,13 +87,13 @@ def ratios(rounds: list[dict[str, Any]], channel: str) -> list[float]:
     return [log_ratio(one[channel]["baseline"], one[channel]["candidate"]) for one in rounds]
 
 
-def decided(rounds: list[dict[str, Any]], tolerance: float) -> bool:
+def decided(rounds: list[dict[str, Any]], tolerance: float, cells: int) -> bool:
     """Whether it is time to stop: after a look, where every channel that can be judged has its verdict."""
     if len(rounds) not in LOOKS:
         return False
     channels = ["image_ms"] if conditions(rounds)["valid"] else []
     channels += [] if rounds[0]["on_gpu"] else ["image_cpu_ms"]
-    return all(decide(ratios(rounds, channel), tolerance).verdict != "go on" for channel in channels)
+    return all(decide(ratios(rounds, channel), tolerance, cells).verdict != "go on" for channel in channels)
 
 
 def told(entry: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ TRUTH = [  # rule, holds?, value
     ({"metric": "iou.road", "of": "engine", "at_least": 60, "at_most": 70}, False, 70.5),
     ({"metric": "p50_ms", "of": "engine", "at_most": 5}, True, 5.0),
     ({"metric": "p90_ms", "of": "engine", "at_most": 9}, False, 10.0),
-    ({"metric": "p99_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.5}, True, 0.5),
+    ({"metric": "p99_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.5, "sure": False}, True, 0.5),
     ({"metric": "engine_p50_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.4}, False, 0.5),
     ({"metric": "engine_p99_ms", "of": "onnx", "at_most": 24}, True, 24.0),
     ({"metric": "size_mb", "of": "student", "against": "engine", "at_least_ratio": 4}, True, 4.0),
@@ -136,6 +136,18 @@ def test_a_verdict_is_undecided_only_where_no_rule_is_broken(tmp_path, miou, pas
     gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules})
     verdict = small_line.made(gate, "gate", {"measured": small_line.Artifact("measured", "Measurement", "x", tmp_path, {})}, tmp_path)
     assert verdict.facts == {"passed": passed} == {"passed": verdict.json("verdict.json")["passed"]}
+
+
+def test_a_tail_against_another_model_is_undecided_unless_its_figures_shall_decide():
+    rule = {"metric": "engine_p90_ms", "of": "engine", "against": "onnx", "at_most_ratio": 1.1}
+    told = judge(Rule(**rule), MEASUREMENT)
+    assert told["passed"] is None and "write at_most for engine_p90_ms of engine by itself, in ms, or engine_p50_ms with" in told["text"]
+    assert judge(Rule(**rule, sure=False), MEASUREMENT)["passed"] is True
+    measured = Validate(kind="validate", data="d", reference="onnx", candidates=["engine"], latency_of=["onnx", "engine"])
+    rules = [rule, rule | {"sure": False}, rule | {"metric": "p50_ms"}, {"metric": "p99_ms", "of": "engine", "at_most": 9.0}]
+    gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules})
+    [(where, text)] = gate.problems({"measured": measured})
+    assert where == ("rules", 0, "metric") and text.startswith("p90 of two models differs by chance more than by what is asked for")
 
 
 def test_a_rule_needs_a_limit_and_a_ratio_needs_two_models():

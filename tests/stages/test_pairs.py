@@ -9,7 +9,7 @@ from pipeline.artifact import Artifact
 from pipeline.released import Released
 from stages.baseline import accepted
 from stages.evidence import Evidence, of_artifact
-from stages.judged import judge_one
+from stages.judged import judge, judge_one
 from stages.measure import pairs
 from stages.rules import Rule
 from stages.validate import Validate
@@ -72,6 +72,22 @@ def test_on_a_busy_machine_the_clock_decides_nothing_and_processor_time_does(tmp
     assert judged(tmp_path, mostly)["passed"] is False
 
 
+def test_times_of_one_gate_share_their_false_alarms(tmp_path):
+    one, other = entry(rounds(10, 0.08)), entry(rounds(20, 0.08, cpu_slower=0.0, seed=1), baseline="student")
+    evidence = stored(tmp_path, [one, other])
+    asked = [RULE, RULE | {"metric": "cpu_p50_ms"}, RULE | {"metric": "engine_p50_ms"}, RULE | {"sure": True}]
+    asked += [RULE | {"against": "student"}, RULE | {"metric": "cpu_p50_ms", "against": "student"}]
+
+    def passed(*numbers):
+        return [found["passed"] for found in judge([Rule.model_validate(asked[k]) for k in numbers], evidence)["rules"]]
+
+    assert passed(0) == passed(0, 3)[:1] == [False]  # the same times twice are one chance
+    assert passed(0, 1) == [False, False] and passed(0, 1, 2) == [None, None, None]
+    assert passed(0, 4, 5) == [False, False, True]  # 20 rounds stand among three, and leave two
+    told = judge([Rule.model_validate(rule) for rule in asked[:3]], evidence)["rules"][0]["text"]
+    assert "is too little to stand, one of 3 times that share their false alarms; the next look is after 20 rounds" in told
+
+
 def test_it_ends_at_the_first_look_at_which_all_that_can_be_told_is_told(monkeypatch, tmp_path):
     def measured(found, **more):
         left = iter(found)
@@ -80,7 +96,8 @@ def test_it_ends_at_the_first_look_at_which_all_that_can_be_told_is_told(monkeyp
         how = {"size": None, "tolerance": 0.05, "runs": 3, "warmup_ms": 0, "threads": None}
         return len(pairs.measure(*models, [], tmp_path, **how, **more)["rounds"])
 
-    assert measured(rounds(60)) == 10 and measured(rounds(60, 0.2)) == 10
+    assert measured(rounds(60)) == 10 and measured(rounds(60, 0.2)) == 20  # a loss shall stand among four times
+    assert measured(rounds(60, 0.2), cells=2) == 10
     assert measured(rounds(60, 0.04, spread=0.03)) > 10
     loud, quiet = rounds(60, spread=1.0), rounds(60)
     half = [one | {key: other[key] for key in ("image_cpu_ms", "engine_cpu_ms")} for one, other in zip(loud, quiet, strict=True)]

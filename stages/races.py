@@ -1,0 +1,86 @@
+"""The pairs of a measurement, raced one after the other; what comes out slower by an unlucky build gets the chance of three more.
+
+TensorRT picks the fastest way of computing each layer by timing them, and two builds of one file differ by what went on meanwhile. So a
+loss of such a candidate is measured again with three new builds; the gate lets the one in the middle decide (timed.py).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData
+from pipeline.stage import Job
+from stages.rules import RELEASED
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BUILDS = 3
+RAW = ("rounds", "builds")  # fields of an entry that only pairs.json holds
+
+
+def races(
+    pairs: list[list[str]], models: tuple[Artifact, ...], images: "list[np.ndarray]", job: Job, how: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What pairs.json holds: every pair with its rounds, or why there are none. `how`: settings of measure.pairs.measure."""
+    from stages.evidence import Unknown
+    from stages.measure import pairs as measuring
+    from stages.measure.predict import require_same_table
+    from stages.rebuilt import rebuilt
+
+    held, found = {model.name: model for model in models}, []
+    how = how | {"cells": len(pairs) * len(measuring.CHANNELS)} | ({"most": 1} if job.rehearsing else {})
+    for k, (name, other) in enumerate(pairs):
+        try:
+            baseline = held[other] if other != RELEASED else rebuilt(name, job.released, job.state / f"released_{k}")
+            require_same_table(held[name], baseline)
+        except (Unknown, BadData) as problem:
+            found.append({"candidate": name, "baseline": other, "problem": str(problem), "told": f"not measured: {problem}"})
+            continue
+
+        def measure(candidate: Artifact, baseline: Artifact = baseline, k: int = k) -> dict[str, Any]:
+            return measuring.measure(candidate, baseline, images, job.state / f"pair_{k}", **how)
+
+        entry = measure(held[name])
+        entry |= {"source": baseline.id if other == RELEASED else None, "told": measuring.told(entry)}
+        found.append(entry | built_more(held[name], held, entry, job, how["between"], measure))
+    return found
+
+
+def built_more(
+    model: Artifact,
+    held: dict[str, Artifact],
+    entry: dict[str, Any],
+    job: Job,
+    between: Callable[[int, int], None],
+    measure: Callable[[Artifact], dict[str, Any]],
+) -> dict[str, Any]:
+    """Further fields of an entry: `builds`, each with its rounds, or `not_rebuilt`; none where the build had no part in it."""
+    from stages.evidence import Unknown
+    from stages.rebuilt import built, is_by_chance, origin
+    from stages.timed import slower_by
+
+    if not is_by_chance(model) or not has_lost(entry):
+        return {}
+    builds = []
+    try:
+        source, timing = origin(model, held, job.lineage)
+        job.say(f"{model.name} is slower than {entry['baseline']}, and its builder picks by timing: it is built {BUILDS} times more")
+        for k in range(BUILDS):
+            between(k, BUILDS)
+            builds.append(measure(built(model.name, model.facts["engine"], source, job.state / f"build_{k}", timing)))
+    except Unknown as problem:
+        return {"not_rebuilt": str(problem), "told": f"{entry['told']}; not built again: {problem}"}
+    changes = ", ".join(f"{100 * slower_by(build, 'image_ms'):+.2f}" for build in builds)
+    return {"builds": builds, "told": f"{entry['told']}; {BUILDS} builds more: wall {changes} %"}
+
+
+def has_lost(entry: dict[str, Any]) -> bool:
+    """Whether any time that says something is one a gate might fail."""
+    from stages.measure.latency import BOUNDARIES, of_cpu
+    from stages.measure.pairs import ratios
+    from stages.measure.rounds import decide
+
+    rounds = entry["rounds"]
+    channels = [*(BOUNDARIES if entry["valid"] else ()), *(() if rounds[0]["on_gpu"] else map(of_cpu, BOUNDARIES))]
+    return any(decide(ratios(rounds, channel), entry["tolerance"]).verdict == "fail" for channel in channels)

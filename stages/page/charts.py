@@ -69,6 +69,35 @@ def spread(rows: list[dict], x_label: str) -> Safe:
     return _svg(x_label, grid, numbers, _word(x_label, WIDTH / 2, foot + 32, "middle", "axis"), drawn, height=foot + 40)
 
 
+def rounds(marks: list[dict], band: dict, across: list[tuple[float, str]], looks: list[int], x_label: str, y_label: str) -> Safe:
+    """Points {"y", "hollow", "title"} side by side; "low", "change" and "high" of `band` behind them; lines `across` at (y, class) and at
+    `looks`. All y are fractions, shown as percent."""
+    shown = [m["y"] for m in marks] + [0.0] + [v for v, _ in across] + [v for v in (band["low"], band["high"]) if v is not None]
+    x, y = Axis(0, len(marks) + 1, LEFT, WIDTH - RIGHT), _up([100 * v for v in shown], room=0.06)
+    drawn = [el("line", class_="look", x1=x.at(k + 0.5), x2=x.at(k + 0.5), y1=TOP, y2=HEIGHT - BOTTOM) for k in looks]
+    if None not in (band["low"], band["high"]):
+        top, foot = y.at(100 * band["high"]), y.at(100 * band["low"])
+        drawn.append(el("rect", class_="band", x=LEFT, y=top, width=WIDTH - RIGHT - LEFT, height=max(foot - top, 1.0)))
+    levels = [(band["change"], "centre"), (0.0, "base"), *across]
+    drawn += [el("line", class_=word, x1=LEFT, x2=WIDTH - RIGHT, y1=y.at(100 * v), y2=y.at(100 * v)) for v, word in levels]
+    places = [(m, x.at(k), y.at(100 * m["y"])) for k, m in enumerate(marks, 1)]
+    drawn += [el("g", el("title", m["title"]), el("circle", class_=_dot(m["hollow"]), cx=a, cy=b, r=3.2)) for m, a, b in places]
+    return _svg(f"{y_label} by {x_label}", _frame(x, y, x_label, y_label), drawn)
+
+
+def intervals(rows: list[dict], across: list[tuple[float, str]], x_label: str) -> Safe:
+    """A line from "low" to "high" with a point at "change" per row {"label", "title"}; fractions, shown as percent."""
+    values = [100 * v for row in rows for v in (row["low"], row["change"], row["high"]) if v is not None]
+    limits = [100 * v for v, _ in across]
+    x = Axis(*_apart(min(0, *values, *limits), max(0, *values, *limits) * 1.04), 10, WIDTH - RIGHT)
+    foot = TOP + 36 * len(rows)
+    grid = [el("line", class_="grid", x1=x.at(v), x2=x.at(v), y1=4, y2=foot) for v in x.ticks()]
+    grid += [el("line", class_=word, x1=x.at(100 * v), x2=x.at(100 * v), y1=4, y2=foot) for v, word in ((0.0, "base"), *across)]
+    numbers = [_word(tick(v), x.at(v), foot + 14, "middle", "tick") for v in x.ticks()]
+    drawn = [_interval(row, x, TOP + 36 * i) for i, row in enumerate(rows)]
+    return _svg(x_label, grid, numbers, _word(x_label, WIDTH / 2, foot + 32, "middle", "axis"), drawn, height=foot + 40)
+
+
 def bars(values: list[tuple[str, float | None, str]]) -> Safe:
     """Thin bars, one under the other, of (role, points 0-100 or None, title)."""
     height = 5 * len(values) - 1
@@ -91,6 +120,12 @@ def dash(class_: str) -> Safe:
     """A piece of a curve, for legends."""
     stroke = el("path", class_=f"curve {class_}", d="M1 7h18")
     return el("svg", stroke, class_="swatch", viewBox="0 0 20 14", width=20, height=14, aria_hidden="true")
+
+
+def point(hollow: bool) -> Safe:
+    """A round, for legends."""
+    shape = {"viewBox": "0 0 16 16", "width": 14, "height": 14, "aria_hidden": "true"}
+    return el("svg", el("circle", class_=_dot(hollow), cx=8, cy=8, r=4), class_="swatch", **shape)
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -220,6 +255,17 @@ def _spread_row(row: dict, x: Axis, top: float) -> Safe:
         notch,
         _mark(row["role"], reach[0], middle),
     )
+
+
+def _interval(row: dict, x: Axis, top: float) -> Safe:
+    low, high = (row["change"] if row[end] is None else row[end] for end in ("low", "high"))
+    line = el("line", class_="reach s-model", x1=x.at(100 * low), x2=x.at(100 * high), y1=top + 20, y2=top + 20)
+    point = el("circle", class_=_dot(False), cx=x.at(100 * row["change"]), cy=top + 20, r=4.5)
+    return el("g", el("title", row["title"]), _word(row["label"], 10, top + 8, "start", "label over"), line, point)
+
+
+def _dot(hollow: bool) -> str:
+    return "dot s-model hollow" if hollow else "dot s-model"
 
 
 def _mark(role: str, x: float, y: float) -> Safe:

@@ -5,7 +5,7 @@ import re
 
 from . import graph
 from .markup import Safe, el, json_block
-from .sections import classes, curves, models, pictures, waterfall
+from .sections import classes, curves, models, pairs, pictures, waterfall
 from .style import CSS
 from .words import NONE, duration
 
@@ -27,6 +27,7 @@ def html(facts: dict, uris: list[list[str]]) -> str:
         _top(facts),
         models.table(facts),
         models.trade(facts),
+        pairs.raced(facts),
         waterfall.hops(facts),
         classes.bars(facts),
         curves.training(facts),

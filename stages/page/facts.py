@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.artifact import Artifact
 
 from . import measured as of_measurement
-from . import roles, verdict
+from . import pairs, roles, verdict
 from .words import clean, name, number, plain, settings
 
 FIGURES = ("p50", "p90", "p99", "mean", "n", "p50_low", "p50_high", "p90_most", "p99_most")  # of times
@@ -30,6 +30,7 @@ def collect(run: dict, artifacts: dict[str, Artifact]) -> dict:
         "headline": verdict.headline(table, cast),
         "measured": _about(measured, measurement, artifacts),
         "waterfall": of_measurement.waterfall(measurement),
+        "pairs": pairs.collect(measured, notes),
         "lead": {role: name(stage) for role, stage in cast.lead.items()},
         "table": table,
         "classes": classes,

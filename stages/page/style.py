@@ -68,6 +68,11 @@ text.label{font-size:12px}
 .curve{fill:none;stroke:var(--c);stroke-width:1.8;stroke-linejoin:round}
 .curve.s-baseline{stroke-dasharray:5 3}
 .dot{fill:var(--c)}
+.dot.hollow{fill:var(--card);stroke:var(--c);stroke-width:1.6}
+.band{fill:var(--model);opacity:.14}.centre{stroke:var(--model);stroke-width:1.2}
+.limit{stroke:var(--bad);--c:var(--bad);stroke-width:1.6}.half{stroke:var(--warn);--c:var(--warn);stroke-width:1.4;stroke-dasharray:6 4}
+.over{paint-order:stroke;stroke:var(--card);stroke-width:4px}
+.look{stroke:var(--soft);stroke-width:1;stroke-dasharray:1 4}
 .reach{stroke:var(--c);stroke-width:2.2}
 .swatch{vertical-align:-2px;margin-right:5px;flex:none}
 .legend{display:flex;flex-wrap:wrap;gap:3px 14px;font-size:13px;margin:0 0 8px;color:var(--soft);max-width:none}

@@ -695,6 +695,10 @@ def hostile(folder, payload, stage_name):
     measurement["models"]["engine"]["ran"] = {payload: payload}
     measurement["models"][payload] = measurement["models"]["engine"]
     artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
+    times = {key: {"candidate": [2.0], "baseline": [1.0]} for key in ("image_ms", "image_cpu_ms")}
+    pair = dict.fromkeys(("candidate", "baseline", "told", "not_rebuilt"), payload) | {"tolerance": 0.05, "valid": False}
+    pair |= {"reasons": [payload], "rounds": [times | {"reasons": [payload]}], "builds": [{"rounds": [times]}]}
+    artifacts["measured"].file("pairs.json").write_text(json.dumps([pair, {"candidate": payload, "problem": payload}]))
     verdict = fake_verdict()
     verdict["rules"].append(dict.fromkeys(("metric", "of", "against", "limit", "text"), payload) | {"passed": False})
     artifacts["gate"].file("verdict.json").write_text(json.dumps(verdict))

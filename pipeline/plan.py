@@ -1,7 +1,7 @@
 """Which stages are kept, which will run, and why: decided from keys alone, before anything starts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ DIGEST = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Step:
-    """One stage in a plan. `artifact` is set when it is kept; `key` is None while an input is still to be made."""
+    """One stage in a plan. `artifact` is set when it is kept; `key` is None while an input is still to be made; `stale` is the id of
+    what is there and is made anew all the same."""
 
     name: str
     stage: Stage
@@ -24,15 +25,29 @@ class Step:
     image: dict[str, Any]
     artifact: Artifact | None
     why: tuple[str, ...]
+    stale: str | None = None
 
     @property
     def inputs(self) -> dict[str, list[str]]:
         return {field: names for field, (_, names) in taken(self.stage).items()}
 
 
-def make(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | None = None) -> list[Step]:
-    """The steps in order. `last` maps stage names to the keys they had in an earlier run, so that reasons can be given."""
-    last = last if last is not None else {}
+def make(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | None = None, done: Collection[str] = ()) -> list[Step]:
+    """The steps in order. `last` maps stage names to the keys they had in an earlier run, so that reasons can be given; `done` names the
+    stages that this run has settled: what they left open stays so."""
+    steps = _steps(stages, store, last or {}, {})
+    anew = {} if store.read_only else _unsettled(steps, done)
+    return _steps(stages, store, last or {}, anew) if anew else steps
+
+
+def _unsettled(steps: list[Step], done: Collection[str]) -> dict[str, str]:
+    """Stages whose artifact is there and is made anew -> why: nobody computes the same twice, but for what could not be told with it."""
+    held = [step for step in steps if step.artifact]
+    asked = [(step.name, name) for step in held for field in step.stage.unsettled(step.artifact.facts) for name in step.inputs[field]]
+    return {name: f"{asker} was left undecided by it: it is made anew" for asker, name in asked if name not in done}
+
+
+def _steps(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str], anew: Mapping[str, str]) -> list[Step]:
     made: dict[str, Artifact | None] = {}
     steps = []
     for name, stage in stages.items():
@@ -40,12 +55,13 @@ def make(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | No
         waiting = list(dict.fromkeys(n for _, names in taken(stage).values() for n in names if made[n] is None))
         unasked = getattr(stage, "target", None) if stage.there is None else None
         key = None if waiting or unasked else digest(image)
-        artifact = store.find(key, name) if key else None
-        why = () if artifact else tuple(_reasons(store, last.get(name), image, waiting, key))
+        found = store.find(key, name) if key else None
+        artifact = None if name in anew else found
+        why = () if artifact else (anew[name],) if found else tuple(_reasons(store, last.get(name), image, waiting, key))
         if unasked:  # what it is belongs to the key
             why = (f"target {unasked} is asked for its facts when it runs", *([f"waits for {', '.join(waiting)}"] if waiting else []))
         made[name] = artifact
-        steps.append(Step(name, stage, key, image, artifact, why))
+        steps.append(Step(name, stage, key, image, artifact, why, found.id if found and not artifact else None))
     return steps
 
 

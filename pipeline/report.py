@@ -36,7 +36,7 @@ def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str
     artifacts, stages = {}, []
     for name, settings in begin["resolved"]["stages"].items():
         entry = ended.get(name, {"state": "missing", "id": None, "key": None, "seconds": 0.0})
-        if entry["id"] and (artifact := store.find(entry["key"], name)):
+        if entry["id"] and (artifact := store.find(entry["key"], name, entry["id"])):
             try:
                 store.verify(artifact.id)
             except Damaged as damage:

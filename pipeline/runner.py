@@ -70,7 +70,7 @@ class Runner:
             begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
             self._note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
             error = self._tried(stages, run, ended)
-            steps = make(stages, self.store)
+            steps = make(stages, self.store, done=_done(ended))
             self._note(run, "end", code=error.code if error else verdict(steps), error=str(error) if error else None)
         return Outcome(run, steps, ended, error, changed=True)
 
@@ -104,7 +104,7 @@ class Runner:
         """Runs the first stage that must run, plans anew with its artifact, and so on until every stage is kept."""
         while True:
             with self.store.shared():  # what is kept is noted before sweeping could take it for unneeded
-                steps = make(stages, self.store)
+                steps = make(stages, self.store, done=_done(ended))
                 due = next((step for step in steps if step.artifact is None), None)
                 for step in steps[: steps.index(due)] if due else steps:
                     if step.name not in ended:
@@ -132,6 +132,7 @@ class Runner:
         try:
             with locks.alone(self.store.alone(step.key), run, self._waiting if self.wait else None):
                 artifact = self.store.find(step.key)  # somebody else may have made it while this run waited
+                artifact = None if artifact and artifact.id == step.stale else artifact
                 id = artifact.id if artifact else self._make(step, made, lineage, run)
         except (Stillhouse, OSError) as problem:
             problem = room.explained(problem, self.store.root) if isinstance(problem, OSError) else problem
@@ -297,6 +298,10 @@ def verdict(steps: list[Step]) -> int:
     """The exit code of a run in which every stage ended: 0, GateFailed's when a verdict is against it, Undecided's when one is open."""
     passed = [s.artifact.facts["passed"] for s in steps if s.artifact and s.artifact.kind == "Verdict"]
     return GateFailed.code if False in passed else Undecided.code if None in passed else 0
+
+
+def _done(ended: dict[str, dict[str, Any]]) -> set[str]:
+    return {name for name, how in ended.items() if how["state"] in ("made", "kept")}
 
 
 def _described(artifact: Any) -> dict[str, Any]:

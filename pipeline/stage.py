@@ -106,6 +106,10 @@ class Stage(Row):
         """Facts of this machine that change the result (runtime versions, device). They belong to the key."""
         return {}
 
+    def unsettled(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        """Fields whose artifacts left this one open, for a reason that may be gone: the next run makes them anew. `facts`: its own."""
+        return ()
+
     def problems(self, earlier: dict[str, "Stage"]) -> list[tuple[tuple, str]]:
         """What is wrong in view of the other stages: (path of the field inside this stage, message)."""
         return []

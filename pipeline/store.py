@@ -90,16 +90,20 @@ class Store:
 
     # -- what is there
 
-    def find(self, key: str, name: str = "") -> Artifact | None:
-        """The artifact that this key gave, if its manifest is intact. Its files are verified when a stage opens them."""
+    def find(self, key: str, name: str = "", id: str | None = None) -> Artifact | None:
+        """The artifact that this key gave, if its manifest is intact. Its files are verified when a stage opens them.
+
+        `id`: the one that it gave in some run, whatever it gave since.
+        """
         ref = self._record(self.root / "refs/cache" / f"{key}.json")
         if ref is None or ref["key"] != key:
             return None
+        id, beside = (ref["id"], ref["beside"]) if id in (None, ref["id"]) else (id, {})
         try:
-            manifest = self.manifest(ref["id"])
+            manifest = self.manifest(id)
         except Damaged:
             return None
-        return Artifact(name, manifest["kind"], ref["id"], self.folder(ref["id"]), manifest["facts"], ref["beside"])
+        return Artifact(name, manifest["kind"], id, self.folder(id), manifest["facts"], beside)
 
     def id_of(self, key: str) -> str | None:
         """The id that a key points to, whether or not the artifact is there and sound."""

@@ -64,6 +64,11 @@ class Gate(Stage):
             elif rule.is_time and not paired and rule.against != RELEASED and name not in measured.latency_of:
                 yield (field,), f"the time of {name} is not measured: add it to latency_of of {self.measured}"
 
+    def unsettled(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        """A verdict that a busy machine left open: the next run measures again. Not one that is broken by anything else, and not one whose
+        times said too little on a quiet machine: nobody gets another verdict by measuring until it suits."""
+        return ("measured",) if facts.get("busy") else ()
+
     def names_released(self) -> bool:
         return any(rule.against == RELEASED for rule in self.rules)
 
@@ -75,7 +80,8 @@ class Gate(Stage):
         for rule in verdict["rules"]:
             job.say(f"{WORDS[rule['passed']]}: {rule['text']}")
         (job.out / "verdict.json").write_text(json.dumps(verdict, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return Made({"passed": verdict["passed"]})
+        busy = verdict["passed"] is None and any("busy" in rule for rule in verdict["rules"])
+        return Made({"passed": verdict["passed"]} | ({"busy": True} if busy else {}))
 
 
 def judged_again(settings: dict[str, Any], inputs: dict[str, Any], released: Any) -> dict[str, Any]:

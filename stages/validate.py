@@ -154,7 +154,7 @@ def said(measurement: dict[str, Any], rehearsing: bool) -> list[str]:
     lines += [f"{name}: INT8 {model['kept']['why']}" for name, model in models.items() if "kept" in model]
     if conditions and not conditions["valid"]:
         why = "; ".join(conditions["reasons"])
-        lines.append(f"times are inconclusive: {why}. On a quieter machine, another latency.runs measures again")
+        lines.append(f"times are inconclusive: {why}. If that leaves a gate undecided, the next run measures again")
     return lines
 
 

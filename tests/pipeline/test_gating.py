@@ -3,11 +3,15 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, report
+from pipeline.plan import make
+from pipeline.runner import Runner
+from pipeline.show import Lines
 from pipeline.store import Store
 
 HERE = Path(__file__).parent
@@ -85,6 +89,43 @@ def test_without_a_baseline_a_run_is_undecided_and_accept_makes_it_one(place):
     assert str(place.folder) not in baseline(place).read_text()
     assert "3.0, released is 3.0" in place.call("gate", "toy-1")
     assert "judge: passed" in place.run()
+
+
+def test_what_noise_left_undecided_is_made_anew_by_the_next_run_and_stays_for_those_who_ask_for_the_old_one(place):
+    gauge = place.folder / "gauge.txt"
+    place.recipe.write_text(RECIPE.replace("{kind: sum, of: [one]}", f"{{kind: gauge, file: {gauge}}}").replace(", against: released", ""))
+    gauge.write_text("-1")
+    assert "judge: undecided" in place.run(code=4)
+    gauge.write_text("-2")
+    plan = place.call("plan", place.recipe).splitlines()
+    assert plan[1].endswith("runs  judge was left undecided by it: it is made anew") and plan[2].endswith("runs  sum will be made anew")
+    assert "judge was left undecided by it" in place.call("why", "sum", place.recipe)
+    assert "judge: undecided" in place.run(code=4)  # once in a run, not until it suits
+    gauge.write_text("3")
+    assert "judge: passed" in place.run()
+    gauge.write_text("-4")
+    assert "every stage kept" in place.run()  # it is settled
+    states = [[line.split()[1] for line in place.call("ls", f"toy-{k}").splitlines()] for k in (1, 2, 3)]
+    assert states == [["made", "made", "made"], ["kept", "made", "made"], ["kept", "made", "made"]]
+    assert "-1.0 is noise" in place.call("gate", "toy-1", "--replay", code=4) and "3.0 of at most" in place.call(
+        "gate", "toy-3", "--replay"
+    )
+    _, artifacts = report.gather(Store(place.folder / ".stillhouse"), "toy-1", place.parts)
+    assert [one.facts.get("value") for one in artifacts.values()] == [3, -1.0, None]  # its own figures on its own page
+
+
+def test_what_another_run_has_made_anew_meanwhile_is_kept(place, monkeypatch):
+    import toy_stages
+
+    place.run(code=4)
+    store = Store(place.folder / ".stillhouse")
+    steps = make({"one": toy_stages.Number(kind="number", value=3), "sum": toy_stages.Sum(kind="sum", of=["one"])}, store)
+    runner, id = Runner(store, toy_stages.KINDS, Lines()), steps[1].artifact.id
+    monkeypatch.setattr(runner, "_make", lambda *_: "another")
+    for stale, state in ((id, "made"), ("0" * 64, "kept"), (None, "kept")):
+        ended = {}
+        runner._one(replace(steps[1], artifact=None, stale=stale), steps, "toy-1", ended)
+        assert ended["sum"]["state"] == state
 
 
 def test_a_run_is_judged_by_the_baseline_and_again_when_that_changes(accepted):

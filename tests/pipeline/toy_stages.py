@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from pydantic import Field
 from pipeline.errors import BadData, Stopped
 from pipeline.stage import Aside, Later, Made, Stage, Takes
 
-KINDS = {name: f"toy_stages:{name.capitalize()}" for name in ("number", "sum", "count", "pack", "judge")}
+KINDS = {name: f"toy_stages:{name.capitalize()}" for name in ("number", "sum", "count", "pack", "gauge", "judge")}
 
 
 class Number(Stage):
@@ -79,6 +80,20 @@ class Count(Stage):
         return Made({"value": at})
 
 
+class Gauge(Stage):
+    """Shows what it was not told: whatever the file holds when it runs."""
+
+    kind: Literal["gauge"]
+    makes: ClassVar[str] = "Checkpoint"
+    reproducible: ClassVar[bool] = False
+    file: str
+
+    def run(self, inputs, job):
+        value = float(Path(self.file).read_text())
+        (job.out / "number.txt").write_text(str(value))
+        return Made({"value": value})
+
+
 class Pack(Stage):
     kind: Literal["pack"]
     makes: ClassVar[str] = "Engine"
@@ -99,16 +114,20 @@ class Judge(Stage):
     def names_released(self):
         return self.against is not None
 
+    def unsettled(self, facts):
+        return ("of",) if facts.get("busy") else ()
+
     def run(self, inputs, job):
         verdict = judged(self.model_dump(), inputs, job.released)
         (job.out / "verdict.json").write_text(json.dumps(verdict))
-        return Made({"passed": verdict["passed"]})
+        return Made({"passed": verdict["passed"]} | ({"busy": True} if "noise" in verdict["rules"][0]["text"] else {}))
 
 
 def judged(settings, inputs, released):
     """As stages/gate.py does for figures that mean something."""
     value, limit = float(inputs["of"].file("number.txt").read_text()), settings["at_most"]
     rules = [{"passed": None if limit is None else value <= limit, "text": f"{value} of at most {limit}"}]
+    rules = [{"passed": None, "text": f"{value} is noise"}] if value < 0 else rules
     if settings["against"]:
         rules.append(against(value, released))
     outcomes = [rule["passed"] for rule in rules]

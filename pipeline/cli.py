@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from . import exchange, finding, fleet, gating, room, starter, targets, upkeep
+from . import comparing, exchange, finding, fleet, gating, grammar, room, starter, targets, upkeep
 from .errors import BadRecipe, Missing, Stillhouse
 from .store import Store
 
@@ -135,31 +134,6 @@ def show(asked: argparse.Namespace, parts: Parts) -> None:
     id = finding.artifact(store, asked.what)
     manifest = store.manifest(id)
     print(json.dumps({"id": id, "folder": str(store.folder(id)), **manifest}, indent=2))
-
-
-def diff(asked: argparse.Namespace, parts: Parts) -> None:
-    """What differs between two runs: recipe fields, artifacts, figures."""
-    from .keys import differences
-    from .report import figures
-
-    store = Store(asked.store)
-    one, two = (finding.run_named(store, r) for r in (asked.one, asked.two))
-    found = differences(finding.begin(store, one)["resolved"], finding.begin(store, two)["resolved"])
-    print("recipe:" if found else "recipe: the same")
-    for path, before, after in found:
-        print(f"  {path}: {json.dumps(before)} -> {json.dumps(after)}")
-    stages = [finding.stages(store, r) for r in (one, two)]
-    print("artifacts:")
-    for name in dict.fromkeys((*stages[0], *stages[1])):
-        ids = [(s.get(name) or {}).get("id") for s in stages]
-        print(f"  {name:<12} " + ("the same" if ids[0] == ids[1] else f"{(ids[0] or 'none')[:12]} -> {(ids[1] or 'none')[:12]}"))
-    print("figures:")
-    before, after = (figures(store, s) for s in stages)
-    for path in dict.fromkeys((*before, *after)):
-        a, b = before.get(path), after.get(path)
-        if a != b:
-            change = f"  ({b - a:+.4g})" if isinstance(a, int | float) and isinstance(b, int | float) else ""
-            print(f"  {path}: {_figure(a)} -> {_figure(b)}{change}")
 
 
 def report(asked: argparse.Namespace, parts: Parts) -> None:
@@ -317,89 +291,10 @@ def _explain(name: str, steps: dict[str, Any], indent: str) -> None:
             _explain(source, steps, indent + "  ")
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# -- the grammar of the command line
-
-
-class Parser(argparse.ArgumentParser):
-    """Exit code 2 with one line and a suggestion, not a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            names = re.findall(r"[a-z]+", found[2])
-            message = f"there is no command {found[1]!r}{finding.meant(found[1], names)}"
-        raise BadRecipe(f"{self.prog}: {message}\ntry: {self.prog} --help")
-
-
-COMMANDS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
-    (run, ("recipe", "--set", "--profile", "--targets", "--out", "--rehearse", "--no-wait", "--allow-network-fs")),
-    (fleet.sweep, ("file", "--set", "--profile", "--targets", "--out", "--jobs", "--allow-network-fs")),
-    (check, ("recipe", "--set", "--targets")),
-    (plan, ("recipe", "--set", "--profile")),
-    (why, ("stage", "recipe?", "--set", "--profile")),
-    (ls, ("run?",)),
-    (show, ("what",)),
-    (diff, ("one", "two")),
-    (gating.gate, ("run?", "--baseline", "--accept", "--replay")),
-    (report, ("run?", "--out")),
-    (schema, ()),
-    (doctor, ("engine?",)),
-    (starter.init, ("recipe", "--answer")),
-)
-STORE: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
-    (upkeep.fsck, ("--subset", "--repair", "--allow-network-fs")),
-    (upkeep.gc, ("--keep", "--dry-run", "--allow-network-fs")),
-    (upkeep.pin, ("what?", "--off", "--allow-network-fs")),
-    (upkeep.size, ("--allow-network-fs",)),
-    (exchange.push, ("dir", "what", "--allow-network-fs")),
-    (exchange.pull, ("dir", "what", "--allow-network-fs")),
-)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--set": {"action": "append", "default": [], "metavar": "PATH=VALUE", "help": "e.g. stages.teacher.fit.steps=2000; repeatable"},
-    "--profile": {"default": "auto", "metavar": "NAME", "help": "a profile, `none`, or `auto` (default): cpu without a device"},
-    "--targets": {"type": Path, "metavar": "FILE", "help": "hosts of the targets that stages name (targets.yaml)"},
-    "--out": {"type": Path, "default": Path("runs"), "metavar": "DIR", "help": "where pages and bundles are written (runs)"},
-    "--store": {"type": Path, "default": Path(".stillhouse"), "metavar": "DIR", "help": "where artifacts live (.stillhouse)"},
-    "--rehearse": {"action": "store_true", "help": "only try every stage with 2 steps and 4 images, keep nothing"},
-    "--jobs": {"type": int, "default": 1, "metavar": "N", "help": "how many runs at a time (1)"},
-    "--no-wait": {"action": "store_true", "help": "give up (exit 8) where another run is making the same artifact"},
-    "--allow-network-fs": {"action": "store_true", "help": "accept a store on a network file system, with what it lacks"},
-    "--answer": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "answers a question beforehand"},
-    "--subset": {"default": "1/1", "metavar": "N/T", "help": "only the N-th of T parts of the artifacts"},
-    "--repair": {"action": "store_true", "help": "move what is damaged to quarantine/"},
-    "--keep": {"type": int, "metavar": "N", "help": "only the newest N runs of each recipe count (default: all)"},
-    "--dry-run": {"action": "store_true", "help": "only say what would go"},
-    "--baseline": {"type": Path, "metavar": "FILE", "help": "the committed baseline (baselines/RECIPE.PROFILE.json beside the recipe)"},
-    "--accept": {"action": "store_true", "help": "make the run the baseline: writes that file"},
-    "--replay": {"action": "store_true", "help": "only recompute the stored verdict, with the baseline of that day"},
-    "--off": {"action": "store_true", "help": "end the pin"},
-}
+# -- what each word of the grammar does
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = Parser(prog="python -m pipeline", description="From a large segmentation network to a small measured engine.")
-    commands = _group(whole)
-    _add(commands, COMMANDS)
-    store = commands.add_parser("store", help="Looks after a store: fsck, gc, pin, size, push, pull.", description=upkeep.__doc__)
-    _add(_group(store), STORE)
-    return whole
-
-
-def _group(of: argparse.ArgumentParser) -> Any:
-    return of.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-
-
-def _add(commands: Any, table: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...]) -> None:
-    for command, takes in table:
-        one = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0], description=command.__doc__)
-        one.set_defaults(command=command)
-        for name in (*takes, "--store"):
-            if name in OPTIONS:
-                one.add_argument(name, **OPTIONS[name])
-            else:
-                bare = name.rstrip("?")
-                kind = Path if bare in ("recipe", "file", "dir") else str
-                one.add_argument(bare, type=kind, nargs="?" if name.endswith("?") else None, metavar=bare.upper())
+    commands = (run, fleet.sweep, check, plan, why, ls, show, comparing.diff, gating.gate, report, schema, doctor, starter.init)
+    store = (upkeep.fsck, upkeep.gc, upkeep.pin, upkeep.size, exchange.push, exchange.pull)
+    return grammar.parser(*({command.__name__: command for command in some} for some in (commands, store)))

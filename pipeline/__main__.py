@@ -26,7 +26,8 @@ def main() -> int:
 
     from pipeline import cli
 
-    parts = cli.Parts(stages.KINDS, _has_device, _machine, _page, engine=_engine, judge=_judge, baseline=_baseline, ask=_ask)
+    judging = {"judge": _judge, "baseline": _baseline, "compare": _compare}
+    parts = cli.Parts(stages.KINDS, _has_device, _machine, _page, engine=_engine, ask=_ask, **judging)
     return cli.main(sys.argv[1:], parts)
 
 
@@ -64,6 +65,12 @@ def _baseline(settings: dict, inputs: dict, artifacts: dict, lineage: dict) -> d
     from stages.baseline import accepted
 
     return accepted(settings, inputs, artifacts, lineage)
+
+
+def _compare(story: object, one: dict, two: dict) -> object:
+    from stages.compare import compare
+
+    return compare(story, one, two)
 
 
 def _page(run: dict, artifacts: dict) -> tuple[str, dict]:

@@ -26,6 +26,7 @@ class Parts:
     engine: Callable[[Path], list[Any]] | None = None  # a folder with engine.json -> doctor.Finding
     judge: Callable[..., dict[str, Any]] | None = None  # settings of a gate, its inputs, released.Released or None -> a verdict
     baseline: Callable[..., dict[str, Any]] | None = None  # the same settings and inputs, artifacts, lineage -> what is committed
+    compare: Callable[..., Any] | None = None  # a comparing.Story and the artifacts of two runs -> a comparing.Told
     ask: Callable[[str, Any], dict[str, Any]] | None = None  # a target's name and entry -> what it says of itself, over the network
 
 
@@ -122,10 +123,8 @@ def ls(asked: argparse.Namespace, parts: Parts) -> None:
         entries = store.journal(name).read()
         if not entries:
             continue
-        end = entries[-1] if entries[-1]["event"] == "end" else None
-        code = "unfinished" if end is None else {0: "passed", 3: "gate failed", 4: "undecided"}.get(end["code"], f"exit {end['code']}")
         profile = f"  [{entries[0]['profile']}]" if entries[0].get("profile") else ""
-        print(f"{name:<28} {entries[0]['at']}  {code}{profile}")
+        print(f"{name:<28} {entries[0]['at']}  {finding.outcome(entries)}{profile}")
 
 
 def show(asked: argparse.Namespace, parts: Parts) -> None:
@@ -168,7 +167,7 @@ def _run(recipe: Any, store: Store, asked: argparse.Namespace, parts: Parts) -> 
     show = choose()
     began = time.monotonic()
     recipe = _with_released(recipe, store)
-    runner = Runner(store, parts.kinds, show, wait=not asked.no_wait)
+    runner = Runner(store, parts.kinds, show, wait=not asked.no_wait, machine=parts.machine)
     with runner.held:
         try:
             outcome = runner.run(recipe)

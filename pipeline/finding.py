@@ -33,6 +33,13 @@ def stages(store: Store, name: str) -> dict[str, dict[str, Any]]:
     return {e["stage"]: e for e in store.journal(name).read() if e["event"] == "stage"}
 
 
+def outcome(entries: list[dict[str, Any]]) -> str:
+    """How a run ended, in a word or two, as its journal tells."""
+    if entries[-1]["event"] != "end":
+        return "unfinished"
+    return {0: "passed", 3: "gate failed", 4: "undecided"}.get(entries[-1]["code"], f"exit {entries[-1]['code']}")
+
+
 def artifact(store: Store, what: str) -> str:
     """The id of RUN/STAGE, or of an artifact by its first characters."""
     name, _, stage = what.partition("/")

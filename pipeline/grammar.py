@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "why": ("stage", "recipe?", "--set", "--profile"),
     "ls": ("run?",),
     "show": ("what",),
-    "diff": ("one", "two"),
+    "diff": ("one", "two", "--out"),
     "gate": ("run?", "--baseline", "--accept", "--replay"),
     "report": ("run?", "--out"),
     "schema": (),

@@ -21,10 +21,15 @@ def write(store: Store, run: str, out: Path, parts: Any) -> Path:
     for artifact in artifacts.values():
         if artifact.kind == "Bundle":
             copy_bundle(store, artifact, folder / artifact.name, story)
-    html, facts = parts.page(story, artifacts)
-    _write(folder / "page.json", json.dumps(facts, indent=1))
-    _write(folder / "page.html", html)  # last: where it is, everything is
-    return folder / "page.html"
+    return leave(folder, "page", *parts.page(story, artifacts))
+
+
+def leave(folder: Path, name: str, html: str, facts: dict[str, Any]) -> Path:
+    """Writes a page and its facts beside each other; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"{name}.json", json.dumps(facts, indent=1))
+    _write(folder / f"{name}.html", html)  # last: where it is, everything is
+    return folder / f"{name}.html"
 
 
 def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str, Artifact]]:

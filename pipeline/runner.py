@@ -16,6 +16,7 @@ from typing import Any
 
 from . import fsops, limits, locks, room, secrets
 from .errors import BY_NAME, JUDGED, BadStore, GateFailed, Missing, Stillhouse, Stopped, Undecided
+from .origin import origin
 from .plan import Step, last_keys, make
 from .recipe import Recipe
 from .show import Show
@@ -43,10 +44,12 @@ class Outcome:
 
 
 class Runner:
-    """`wait`: whether to wait for another run that makes the same artifact, or to give up."""
+    """`wait`: whether to wait for another run that makes the same artifact, or to give up. `machine()`: facts of it, for the journal."""
 
-    def __init__(self, store: Store, kinds: Mapping[str, str], show: Show, rehearsing: bool = False, wait: bool = True):
-        self.store, self.kinds, self.show, self.rehearsing, self.wait = store, kinds, show, rehearsing, wait
+    def __init__(
+        self, store: Store, kinds: Mapping[str, str], show: Show, rehearsing: bool = False, wait: bool = True, machine: Any = dict
+    ):
+        self.store, self.kinds, self.show, self.rehearsing, self.wait, self.machine = store, kinds, show, rehearsing, wait, machine
         self.held = contextlib.ExitStack()  # the lock of the run: whoever runs it closes this when the page is written
         self._child: subprocess.Popen | None = None
         self._signals: list[int] = []
@@ -68,6 +71,7 @@ class Runner:
                 run = self.store.new_run(recipe.name)
                 self.held.enter_context(locks.alone(self.store.alone(run), run, None))
             begin = {"recipe": recipe.name, "file": str(recipe.path), "profile": recipe.profile, "sets": list(recipe.sets)}
+            begin |= {"origin": origin(self.machine())}
             self._note(run, "begin", sequence=self.store.next_sequence(), **begin, resolved=recipe.resolved)
             error = self._tried(stages, run, ended)
             steps = make(stages, self.store, done=_done(ended))

@@ -34,6 +34,13 @@ PUBLISHED = [
         "                pass",
         GATES + "::test_a_baseline_whose_bytes_changed_is_undecided_and_moved_aside",
     ),
+    M(
+        "what changed in the store is compared",
+        "pipeline/comparing.py",
+        '                store.verify(entry["id"])',
+        "                pass",
+        "tests/pipeline/test_comparing.py::test_a_damaged_verdict_is_not_opened_and_stays_where_it_is",
+    ),
     M("links are published", STORING, "file.is_symlink() or ", "", PLAIN),
     M("folders and pipes are published", STORING, " or not file.is_file():", ":", PLAIN),
     M("artifacts can be written to", STORING, "    fsops.freeze(folder)\n", "", STORE + "::test_published_files_are_read_only"),

@@ -25,6 +25,7 @@ from pipeline.store import Store  # noqa: E402
 GOLDEN = ROOT / "tests/pipeline/golden"
 SCHEMAS = sorted(GOLDEN.glob("schema*"))
 TODAY = GOLDEN / f"schema{stores.SCHEMA}"
+LATER = {"begin": {"origin"}}  # fields of journal entries that came since the golden store was written: its runs say "not recorded"
 KEPT = ("store.json", "objects/sha256/*/*/*", "refs/cache/*.json", "refs/runs/*/journal.jsonl", "refs/pins/*.json", "keys/*.json")
 
 
@@ -235,7 +236,9 @@ def test_todays_code_writes_what_the_golden_store_holds(tmp_path):
         if name.startswith("refs/cache"):
             old, new = ({**unseal(data), "beside": sorted(unseal(data)["beside"])} for data in (old, new))
         elif name.startswith("refs/runs"):
-            old, new = ([(e["event"], sorted(e)) for e in journal(data, tmp_path)] for data in (old, new))
+            old, new = (
+                [(e["event"], sorted(e.keys() - LATER.get(e["event"], set()))) for e in journal(data, tmp_path)] for data in (old, new)
+            )
         assert old == new, name
 
 

@@ -215,15 +215,6 @@ def test_a_damaged_input_is_set_aside_and_made_anew(place):
     assert json.loads(place.call("show", "toy-2/two"))["id"] == shown["id"]
 
 
-def test_diff_names_recipe_fields_artifacts_and_figures(place):
-    place.run()
-    place.edit("of: [one, two]", "of: [one, two], times: 2.0")
-    place.run()
-    out = place.call("diff", "toy-1", "toy-2")
-    assert "stages.sum.times: 1.0 -> 2.0" in out and "sum.value: 3 -> 6  (+3)" in out
-    assert [line.split()[1:3] for line in out.splitlines() if line.strip().startswith("one")] == [["the", "same"]]
-
-
 def test_a_rehearsal_keeps_nothing(place):
     assert "every stage of toy works" in place.run("--rehearse")
     assert not (place.folder / ".stillhouse").exists() and not (place.folder / "runs").exists()

@@ -16,6 +16,7 @@ from . import finding
 from .artifact import Artifact
 from .errors import BadStore
 from .keys import differences
+from .plan import DIGEST
 from .report import leave
 from .store import Damaged, Store
 
@@ -159,15 +160,19 @@ def _versions(one: Side, two: Side) -> Iterator[str]:
     told: dict[str, list[str]] = {}
     for stage, before in one.images.items():
         after = two.images.get(stage)
-        if not before or not after or before["stage"] != after["stage"]:
-            continue
-        if before["version"] != after["version"]:
-            told.setdefault(f"stage kind {before['stage']}: version {before['version']} -> {after['version']}", []).append(stage)
-        for path, (kind, version) in before["rows"].items():
-            then = after["rows"].get(path)
-            if then and then[0] == kind and then[1] != version:
-                told.setdefault(f"{path} {kind}: version {version} -> {then[1]}", []).append(stage)
+        for text in _versions_of(before, after) if before and after else ():
+            told.setdefault(text, []).append(stage)
     yield from (f"{text} ({', '.join(stages)})" for text, stages in told.items())
+
+
+def _versions_of(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """Of one stage; where its kind or that of a row is another, the recipe says so already."""
+    if before["stage"] == after["stage"] and before["version"] != after["version"]:
+        yield f"stage kind {before['stage']}: version {before['version']} -> {after['version']}"
+    for path, (kind, version) in before["rows"].items():
+        then = after["rows"].get(path)
+        if then and then[0] == kind and then[1] != version:
+            yield f"{path} {kind}: version {version} -> {then[1]}"
 
 
 def _origins(one: Side, two: Side) -> Iterator[str]:
@@ -202,7 +207,7 @@ def _stages(one: Side, two: Side) -> Iterator[str]:
         absent = [side.run for side in (one, two) if stage not in side.settings()]
         lacking = [side for side in (one, two) if stage in side.settings() and not side.id(stage)]
         if absent:
-            yield f"{stage}: only in {two.run if absent == [one.run] else one.run}"
+            broken.setdefault(f"only in {two.run if absent == [one.run] else one.run}", []).append(stage)
         elif lacking:
             for side in lacking:
                 broken.setdefault(f"{side.ended.get(stage, {}).get('state', 'not reached')} in {side.run}", []).append(stage)
@@ -223,13 +228,11 @@ def _reasons(before: dict[str, Any] | None, after: dict[str, Any] | None) -> lis
         return ["why is not known any more, its key was swept"]
     if before == after:
         return ["from the same settings and inputs, it does not repeat to the bit"]
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {"its code": []} if any(_versions_of(before, after)) else {}
     for path, was, now in differences(before, after):
         of, _, rest = path.partition(".")
         if of == "config":
             found.setdefault("its settings", []).append(rest.partition("[")[0])
-        elif of in ("version", "rows", "stage"):
-            found.setdefault("its code", [])
         elif of in ("outside", "environment"):
             found.setdefault({"outside": "files outside the store", "environment": "where it ran"}[of], []).append(_changed(rest, was, now))
     return [f"{what} ({', '.join(dict.fromkeys(names))})" if names else what for what, names in found.items()]
@@ -288,6 +291,8 @@ def _changed(path: str, before: Any, after: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, str) and DIGEST.fullmatch(value):
+        return value[:12]
     text = "none" if value is None else f"{value:.6g}" if isinstance(value, float) and value != int(value) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -10,31 +10,39 @@ import numpy as np
 from pipeline.errors import BadData
 from stages.measure.fingerprint import WORDS
 from stages.measure.paired import CLASS_LEVEL, SUPPORT, chance, error, holm, influence, mean_seen, require_pairs
+from stages.page.comparison import WITHIN, folded
 from stages.page.words import name, number
 
 from .measured import Measured
 
 Z975 = 1.96  # two-sided 95 %
-WITHIN = 0.3  # points; classes that moved less, and not beyond chance, are folded
 SHOWN = 12  # classes on a terminal
 
 
 def compared(one: Measured, two: Measured, notes: list[str]) -> dict[str, Any] | None:
-    """mIoU of every network in both, and IoU per class of the one that decides: the last candidate that both measured."""
-    shared = [model for model in one.models if model in two.models]
-    if not shared:
+    """mIoU of every network in both, and IoU per class of the one that decides."""
+    shared, model = [m for m in one.models if m in two.models], decides(one, two)
+    if model is None:
         notes.append(f"{one.run} and {two.run} measured no network of the same name: accuracy is not compared")
         return None
     differs = [words for key, words in WORDS.items() if one.fingerprint.get(key) != two.fingerprint.get(key)]
-    rows = [_row(model, one, two, None if differs else paired(one, two, model)) for model in shared]
-    decides = rows[-1]["name"]
-    classes = _classes(one, two, shared[-1], None if differs else paired(one, two, shared[-1]))
-    found = {"differs": differs, "images": [number(side.told.get("images")) for side in (one, two)], "models": rows}
-    return found | {
-        "of": decides,
-        "classes": classes,
-        "only": [[name(m) for m in a.models if m not in b.models] for a, b in _ways(one, two)],
-    }
+    if not one.fingerprint and not two.fingerprint and one.classes != two.classes:
+        differs = [WORDS["classes"]]
+    pairs = {m: None if differs else paired(one, two, m) for m in shared}
+    found = {"differs": differs, "images": [number(side.told.get("images")) for side in (one, two)], "of": name(model)}
+    found |= {"models": [_row(m, one, two, pairs[m]) for m in shared], "classes": _classes(one, two, model, pairs[model])}
+    return found | {"only": [[name(m) for m in a.models if m not in b.models] for a, b in ((one, two), (two, one))]}
+
+
+def decides(one: Measured, two: Measured) -> str | None:
+    """The network that both measured and that speaks for the runs: the last engine, ONNX file or reference, if it changed."""
+    shared = [model for model in one.models if model in two.models]
+    moved = [model for model in shared if _iou(one, model) != _iou(two, model)] or shared
+    for kind in ("Engine", "OnnxModel"):
+        if made := [model for model in moved if two.models[model].get("artifact") == kind]:
+            return made[-1]
+    reference = two.told.get("reference")
+    return reference if reference in moved else moved[-1] if moved else None
 
 
 def paired(one: Measured, two: Measured, model: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -47,10 +55,6 @@ def paired(one: Measured, two: Measured, model: str) -> tuple[np.ndarray, np.nda
     except BadData:
         return None
     return counts
-
-
-def _ways(one: Measured, two: Measured) -> tuple[tuple[Measured, Measured], ...]:
-    return (one, two), (two, one)
 
 
 def _row(model: str, one: Measured, two: Measured, counts: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
@@ -119,30 +123,29 @@ def lines(found: dict[str, Any] | None) -> list[str]:
     said = [f"{', '.join(names)}: {text}" for text, names in told.items()]
     if said and found["differs"]:
         said.append(f"not on the same images, so nothing is paired; what differs: {'; '.join(found['differs'])}")
-    elif said:
+    elif said and any(row["margin"] is not None for row in found["models"]):
         said.append(f"95 % intervals over {found['images'][0]} images; another seed of training moves a network, too")
+    elif said:
+        said.append("no intervals: the counts of one of the runs cannot be paired image by image")
     return said + [f"{', '.join(only)}: measured in one run only" for only in found["only"] if only]
 
 
 def class_lines(found: dict[str, Any] | None) -> list[str]:
     if not found:
         return []
-    rows = [row for row in found["classes"] if row["change"] is not None]
-    folded = [row for row in rows if abs(row["change"]) <= WITHIN and not row["beyond"]]
-    told = [row for row in rows if row not in folded]
+    little = [row for row in found["classes"] if folded(row)]
+    told = [row for row in found["classes"] if row["change"] is not None and not folded(row)]
     wide = max((len(row["name"]) for row in told), default=0)
     said = [f"{row['name']:<{wide}}  {row['before']:5.1f} -> {row['after']:5.1f}  {moved(row, 1)}{mark(row)}" for row in told[:SHOWN]]
     if len(told) > SHOWN:
         said.append(f"and {len(told) - SHOWN} more, by {abs(told[SHOWN]['change']):.1f} at most")
-    said += [
-        f"{row['name']}: only in one of the class tables" for row in found["classes"] if (row["before"] is None) != (row["after"] is None)
-    ]
+    alone = [row["name"] for row in found["classes"] if (row["before"] is None) != (row["after"] is None)]
+    said += [f"measured in one run only: {', '.join(alone)}"] if alone else []
     if not said:
         return []
-    said = [f"IoU of {found['of']}" + ("; * beyond chance, ? in fewer than 10 images" if any(r["margin"] for r in told) else ""), *said]
-    return said + (
-        [f"{len(folded)} classes within {WITHIN}" if len(folded) > 1 else f"{folded[0]['name']} within {WITHIN}"] if folded else []
-    )
+    head = f"IoU of {found['of']}" + ("; * beyond chance, ? in fewer than 10 images" if any(row["margin"] for row in told) else "")
+    few = f"{len(little)} classes" if len(little) > 1 else "".join(row["name"] for row in little)
+    return [head, *said, *([f"{few} within {WITHIN}"] if little else [])]
 
 
 def moved(row: dict[str, Any], digits: int = 2) -> str:

@@ -18,7 +18,7 @@ def sizes(one: Measured, two: Measured) -> list[dict[str, Any]]:
         parts = []
         for key, say in (("size_mb", megabytes), ("parameters", lambda v: f"{count(v)} parameters")):
             before, after = (number(side.models[model].get(key)) for side in (one, two))
-            if before and after and before != after:
+            if before and after and say(before) != say(after):
                 parts.append(f"{say(before)} -> {say(after)} ({grown(after / before)})")
         if parts:
             told.setdefault(", ".join(parts), []).append(name(model))

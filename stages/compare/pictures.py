@@ -16,16 +16,15 @@ BUDGET = 2_400_000  # bytes of all data: URIs together; wider pictures are tried
 WIDTHS = (480, 320, 200)
 
 
-def collect(one: Measured, two: Measured, found: dict[str, Any] | None, notes: list[str]) -> tuple[list[dict], list[list[str]]]:
+def collect(one: Measured, two: Measured, model: str | None, notes: list[str]) -> tuple[list[dict], list[list[str]]]:
     """What the page says about each picture, the most disagreement first; and beside it the data: URI of each of its tiles."""
     kept = [_kept(side) for side in (one, two)]
     shared = [key for key in kept[0] if key in kept[1]]
-    if not found or not any(kept):
+    if model is None or not any(kept):
         return [], []
     if one.classes != two.classes:
         notes.append("the class tables differ, so the class maps mean different things: no pictures are compared")
         return [], []
-    model = next(m for m in reversed(list(one.models)) if m in two.models)
     scenes = [scene for key in shared if (scene := _scene(key, model, (one, kept[0][key]), (two, kept[1][key])))]
     told = f"{one.run} kept {len(kept[0])} pictures, {two.run} {len(kept[1])}"
     if not scenes:

@@ -8,8 +8,8 @@ from stages.page.words import clean, name, number
 from .measured import Measured, mapping
 
 PERCENTILES = ("p50", "p90", "p99")
-BOUNDARIES = {"image_ms": "image", "engine_ms": "engine alone", "image_cpu_ms": "CPU, image", "engine_cpu_ms": "CPU, engine"}
-SAID = ("image", "engine alone", "CPU, image")  # on a terminal; the page has all
+BOUNDARIES = {"image_ms": "image", "engine_ms": "alone", "image_cpu_ms": "CPU", "engine_cpu_ms": "CPU alone"}
+SAID = ("image_ms", "engine_ms", "image_cpu_ms")  # on a terminal; the page has all
 MACHINE = ("cpu", "cores", "gpus", "driver", "platform")  # what of it makes times others
 
 
@@ -25,7 +25,12 @@ def compared(one: Measured, two: Measured) -> dict[str, Any] | None:
     raced = {side.run: _raced(side) for side in (one, two)}
     if not rows and not any(raced.values()):
         return None
-    return {"rows": rows, "warning": _warning(one, two) if rows else None, "busy": _busy(one) + _busy(two), "pairs": raced}
+    return {
+        "rows": rows,
+        "warning": _warning(one, two, any(raced.values())) if rows else None,
+        "busy": _busy(one) + _busy(two),
+        "pairs": raced,
+    }
 
 
 def _time(value: Any) -> float | None:
@@ -33,7 +38,7 @@ def _time(value: Any) -> float | None:
     return found if found is not None and found > 0 else None
 
 
-def _warning(one: Measured, two: Measured) -> str:
+def _warning(one: Measured, two: Measured, raced: bool) -> str:
     machines = [{key: mapping(side.told.get("machine")).get(key) for key in MACHINE} for side in (one, two)]
     found = differences(*machines)
     when = [side.at[:16].replace("T", " ") for side in (one, two)]
@@ -41,8 +46,8 @@ def _warning(one: Measured, two: Measured) -> str:
         apart = "on different machines (" + ", ".join(f"{path} {clean(a, 40)} -> {clean(b, 40)}" for path, a, b in found[:2]) + ")"
     else:
         apart = f"at different times ({when[0]} and {when[1]})" if all(when) else "at different times"
-    engine = name(list(two.models)[-1])
-    return f"measured {apart}: a comparison that is not paired says little. What would: validate's pairs: [[{engine}, released]]"
+    better = "; what was paired says more" if raced else f"; validate's `pairs: [[{name(list(two.models)[-1])}, released]]` would say more"
+    return f"measured {apart}: figures that are not paired say little{better}"
 
 
 def _busy(side: Measured) -> list[str]:
@@ -68,7 +73,7 @@ def _raced(side: Measured) -> list[str]:
 def lines(found: dict[str, Any] | None) -> list[str]:
     if not found:
         return []
-    rows = [row for row in found["rows"] if row["before"] != row["after"] and row["says"] in SAID]
+    rows = [row for row in found["rows"] if row["before"] != row["after"] and row["boundary"] in SAID]
     wide = max((len(row["name"]) + len(row["says"]) + 2 for row in rows), default=0)
     named = [(f"{row['name']}, {row['says']}", "  ".join(_cells(row))) for row in rows]
     said = [f"{who:<{wide}}  {cells}".rstrip() for who, cells in named]

@@ -11,6 +11,7 @@ from .sections.classes import chip
 from .style import CSS
 from .words import NONE, clean, ms, name, plain, points, signed
 
+WITHIN = 0.3  # points; classes that moved less, and not beyond chance, are folded
 BEFORE, AFTER = "baseline", "engine"  # roles of the style sheet: grey for the first run, orange for the second
 MORE_CSS = """
 .change td,.change th{overflow-wrap:anywhere}.change td.n{white-space:nowrap}
@@ -87,6 +88,8 @@ def _accuracy(facts: dict) -> Safe | None:
         return None
     if found["differs"]:
         say = f"Not measured on the same images, so nothing is paired; what differs: {'; '.join(found['differs'])}."
+    elif not any(row["margin"] is not None for row in found["models"]):
+        say = "Without intervals: the counts of one of the runs cannot be paired image by image."
     else:
         say = (
             f"Paired on the same {found['images'][0]} images; intervals hold with 95 % confidence for other images of the kind. "
@@ -123,8 +126,17 @@ def _classes(facts: dict) -> Safe | None:
         "* beyond chance over all classes together, ? in fewer than ten images."
     )
     legend = el("p", [el("span", charts.swatch(role), run) for role, run in zip((BEFORE, AFTER), runs, strict=True)], class_="legend")
-    each = [_class(row, runs) for row in found["classes"]]
-    return el("section", el("h2", "Class by class"), el("p", say, class_="say"), legend, el("div", each, class_="classes card"))
+    told = [row for row in found["classes"] if not folded(row)]
+    rest = [row for row in found["classes"] if folded(row)]
+    shown = [el("div", [_class(row, runs) for row in some], class_="classes card") if some else None for some in (told, rest)]
+    if told and rest:
+        shown[1] = el("details", el("summary", f"{len(rest)} within {WITHIN} points"), shown[1])
+    return el("section", el("h2", "Class by class"), el("p", say, class_="say"), legend, shown)
+
+
+def folded(row: dict) -> bool:
+    """Whether a class moved so little that it can be left out at first."""
+    return row["change"] is not None and abs(row["change"]) <= WITHIN and not row["beyond"]
 
 
 def _class(row: dict, runs: list[str]) -> Safe:

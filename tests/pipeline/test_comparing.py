@@ -127,7 +127,7 @@ def test_code_that_gives_other_results_is_named_by_stage_kind_and_version(made, 
         out = said(made, capsys, "toy-1", "toy-2")
     finally:
         file.write_bytes(before)
-    assert "stage kind sum: version 7 -> 1 (sum)" in out and "sum made anew: its settings (times); its code" in out
+    assert "stage kind sum: version 7 -> 1 (sum)" in out and "sum made anew: its code; its settings (times)" in out
     assert digest(image) == entry["key"]
 
 

@@ -264,18 +264,25 @@ def _apart(figures: Iterator[Change], recipe: list[Change]) -> list[Change]:
 
 def _print(one: Side, two: Side, sections: list[Section], story: Story) -> None:
     width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 0
-    for line in (f"{one.run}: {_when(one)}", f"{two.run}: {_when(two)}"):
-        print(line)
+    _say(f"{one.run}: {_when(one)}", width)
+    _say(f"{two.run}: {_when(two)}", width)
     for title, lines in sections:
         if lines:
             print(f"\n{title}")
             for line in lines:
-                print(textwrap.fill(line, width, initial_indent="  ", subsequent_indent="      ") if width > 20 else f"  {line}")
+                _say(line, width, "  ")
     same = [title for title, lines in sections if not lines and title != "stages"]
     same += [f"stages {', '.join(story.same)}"] if story.same else []
-    print(textwrap.fill(f"\nthe same: {'; '.join(same) or 'nothing'}", width or 10**6, replace_whitespace=False, subsequent_indent="  "))
+    print()
+    _say(f"the same: {'; '.join(same) or 'nothing'}", width)
     for note in story.notes:
-        print(f"note: {note}")
+        _say(f"note: {note}", width)
+
+
+def _say(line: str, width: int, indent: str = "") -> None:
+    """One line, folded on a terminal; names and values from elsewhere begin no line of their own."""
+    line = line.replace("\n", " ")
+    print(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=f"{indent}    ") if width > 20 else indent + line)
 
 
 def _when(side: Side) -> str:

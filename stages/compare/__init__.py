@@ -15,10 +15,10 @@ def compare(story: Story, one: dict[str, Artifact], two: dict[str, Artifact]) ->
     runs = [about["run"] for about in story.runs]
     sides = [measured.of(run, found, settings, story) for run, found, settings in zip(runs, (one, two), story.inputs, strict=True)]
     facts: dict[str, Any] = {"schema": 1} | {key: getattr(story, key) for key in ("runs", "recipe", "code", "stages", "same", "figures")}
-    facts["data"] = data.changes(one, two, story.notes)
+    facts["data"] = data.changes(one, two, story.notes) if _both("Dataset", one, two) else None
     found, sections, uris = _measured(sides, story.notes) if None not in sides else (NOTHING, [], [])
     facts |= found | {"verdicts": effects.verdicts(one, two, story.notes), "notes": list(dict.fromkeys(story.notes))}
-    causes = [Section("data", facts["data"])] if _both("Dataset", one, two) else []
+    causes = [] if facts["data"] is None else [Section("data", facts["data"])]
     if _both("Verdict", one, two):
         sections.append(Section("verdict", effects.verdict_lines(facts["verdicts"])))
     return Told(causes, sections, html(facts, uris), facts)

@@ -55,13 +55,15 @@ def of(run: str, artifacts: dict[str, Artifact], settings: dict[str, Any], story
     judged = [s.get("measured") for s in settings.values() if isinstance(s, dict) and s.get("kind") in ("gate", "bundle")]
     chosen = made.get(next((m for m in reversed(judged) if m in made), list(made)[-1] if made else None))
     if chosen is None:
-        story.notes.append(f"{run} has no measurement to compare")
+        lost = [stage for stage, s in settings.items() if isinstance(s, dict) and s.get("kind") == "validate"]
+        if not any(note.startswith(f"{stage} of {run} is not compared") for stage in lost for note in story.notes):
+            story.notes.append(f"{run} has no measurement to compare")
         return None
     if len(made) > 1:
         story.notes.append(f"{run} has {len(made)} measurements; {name(chosen.name)} is compared")
     at = story.at[[about["run"] for about in story.runs].index(run)].get(chosen.name, "")
     try:
-        return Measured(run, chosen, mapping(json.loads(chosen.file("measurement.json").read_bytes())), at)
+        return Measured(name(run), chosen, mapping(json.loads(chosen.file("measurement.json").read_bytes())), at)
     except (OSError, ValueError, RecursionError):
         story.notes.append(f"measurement.json of {run} cannot be read: run its recipe again")
         return None

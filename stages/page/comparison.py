@@ -1,5 +1,6 @@
 """Lays out what differs between two runs as a page: what was changed first, then what came of it, then the pictures that show it."""
 
+import json
 from typing import Any
 
 from . import charts
@@ -17,7 +18,7 @@ MORE_CSS = """
 .change td,.change th{overflow-wrap:anywhere}.change td.n{white-space:nowrap}
 ul.changes{margin:0 0 14px;padding-left:20px;max-width:none;overflow-wrap:anywhere}
 .class.moved{grid-template-columns:minmax(92px,26%) 1fr 78px 64px}
-.five{grid-template-columns:repeat(5,1fr)}
+.five{grid-template-columns:repeat(5,1fr)}.spreads{margin-top:14px}
 @media(max-width:700px){.five{grid-template-columns:1fr 1fr}.class.moved{grid-template-columns:minmax(76px,26%) 1fr 66px 62px;gap:8px}}
 """
 
@@ -42,7 +43,7 @@ def html(facts: dict[str, Any], uris: list[list[str]]) -> str:
 def _top(facts: dict) -> Safe:
     one, two = facts["runs"]
     sub = [
-        el("div", name(run["run"]), ": ", run["outcome"], f", started {_moment(clean(run['started']))}", class_="soft")
+        el("div", name(run["run"]), ": ", clean(run["outcome"]), f", started {_moment(clean(run['started']))}", class_="soft")
         for run in (one, two)
     ]
     return el(
@@ -57,13 +58,16 @@ def _sentence(facts: dict) -> Safe:
         sure = {True: ", beyond chance", False: ", within chance", None: ""}[row["beyond"]]
         text = f"{row['name']}: {points(row['before'])} → {points(row['after'])} mIoU ({_moved(row)}{sure})"
     else:
-        text = "No accuracy can be compared: " + ("; ".join(facts["notes"]) or "both measured the same.")
+        text = "No accuracy can be compared: " + (clean("; ".join(facts["notes"])) or "both have the same measurement.")
     state = "unjudged" if not row or not row["beyond"] else "passed" if row["change"] > 0 else "failed"
     return el("p", text, class_=f"verdict is-{state}")
 
 
 def _causes(facts: dict) -> Safe:
-    cells = [el("tr", el("th", el("code", path), scope="row"), el("td", _value(a)), el("td", _value(b))) for path, a, b in facts["recipe"]]
+    cells = [
+        el("tr", el("th", el("code", clean(path, 200)), scope="row"), el("td", _value(a)), el("td", _value(b)))
+        for path, a, b in facts["recipe"]
+    ]
     head = el("thead", el("tr", el("th", "Field"), [el("th", name(run["run"])) for run in facts["runs"]]))
     table = el("div", el("table", head, el("tbody", cells), class_="change"), class_="wide") if cells else None
     return el(
@@ -101,7 +105,7 @@ def _accuracy(facts: dict) -> Safe | None:
             el("th", row["name"], scope="row"),
             [el("td", points(row[key]), class_="n") for key in ("before", "after")],
             el("td", _moved(row), class_="n key"),
-            el("td", {True: "beyond chance", False: "within chance", None: NONE}[row["beyond"]]),
+            el("td", _sure(row)),
         )
         for row in found["models"]
     ]
@@ -185,6 +189,11 @@ def _times(facts: dict) -> Safe | None:
     head = el("thead", el("tr", el("th", "Network", rowspan=2), groups), el("tr", under))
     body = [el("tr", el("th", row["name"], el("span", row["says"], class_="sub"), scope="row"), _percentiles(row)) for row in found["rows"]]
     table = el("div", el("table", head, el("tbody", body)), class_="wide") if body else None
+    say = (
+        "Image: from a decoded image in memory to its class map, as a caller waits for it; alone: the network by itself, its input there; "
+        "CPU: processor time of all threads together, which hardly changes when others keep the machine busy."
+    )
+    table = [table, el("p", say, class_="sub")] if table else None
     return el("section", el("h2", "Time"), warnings, table, _list(raced) if raced else None, _spreads(found, runs))
 
 
@@ -206,7 +215,7 @@ def _spreads(found: dict, runs: list[str]) -> Safe | None:
             spread.append({"label": f"{run[:24]}: {ms(values['p50'])} ms", "role": role, "title": run} | values)
         chart = charts.spread(spread, "ms: mark at p50, ticks at p90 and p99")
         cards.append(el("div", el("h3", f"{row['name']}, {row['says']}"), chart, class_="card"))
-    return el("div", cards, class_="charts", style="margin-top:14px") if cards else None
+    return el("div", cards, class_="charts spreads") if cards else None
 
 
 def _verdicts(facts: dict) -> Safe | None:
@@ -240,15 +249,26 @@ def _rest(facts: dict) -> list[Safe | None]:
     return found
 
 
+def _sure(row: dict) -> str:
+    if row["change"] == 0:
+        return "the same"
+    return {True: "beyond chance", False: "within chance", None: NONE}[row["beyond"]]
+
+
 def _listed(title: str, entries: list[dict]) -> Safe | None:
     return el("section", el("h2", title), _list([entry["text"] for entry in entries])) if entries else None
 
 
-def _list(texts: list[str]) -> Safe:
+def _list(texts: list[str] | None) -> Safe:
+    """None: there was nothing to compare."""
+    if texts is None:
+        return el("p", "Not compared.", class_="say")
     return el("ul", [el("li", clean(text, 600)) for text in texts], class_="changes") if texts else el("p", "The same.", class_="say")
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return clean(json.dumps(value, ensure_ascii=False), 400)
     return NONE if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value, 400)
 
 

@@ -87,6 +87,7 @@ def check(case, place):
     payload = f"{before}{ACTS[act]}{after}"
     began = time.process_time()
     the_page_is_harmless(payload, place, STAGES[cases().index(case) % len(STAGES)])
+    the_comparison_is_harmless(payload, place, STAGES[cases().index(case) % len(STAGES)])
     the_terminal_is_left_alone(payload, place)
     return {"seconds": time.process_time() - began}
 
@@ -116,6 +117,30 @@ def the_page_is_harmless(payload, place, stage):
     assert json.loads("".join(seen.data)) == facts
     assert_names_are_short(facts)
     assert set(Seen(html).all("a")) == set(), "the page links to nothing"
+
+
+def the_comparison_is_harmless(payload, place, stage):
+    """Of two runs in which everything is called so, and that differ in everything."""
+    from dataclasses import replace
+
+    from test_page import assert_harmless, hostile
+
+    from pipeline.comparing import Story
+    from stages.compare import compare
+
+    sides = []
+    for k in ("one", "two"):
+        run, artifacts = hostile(place / k, payload, stage)
+        sides.append((run["resolved"]["stages"], {name: replace(a, id=f"{k} {a.id}") for name, a in artifacts.items()}))
+    runs = [dict.fromkeys(("run", "outcome", "started", "recipe", "profile", "file"), payload)] * 2
+    told = {"recipe": [(payload, payload, {payload: [payload]})], "figures": [(payload, 1.0, 2)], "notes": [payload]}
+    told |= {key: [payload] for key in ("code", "stages", "same")}
+    story = Story(runs=runs, inputs=[settings for settings, _ in sides], at=[{stage: payload}] * 2, **told)
+    html = compare(story, *(artifacts for _, artifacts in sides)).html
+    assert_harmless(html)
+    assert not (found := TEXT.search(html)), f"the page holds {found[0]!r}"
+    tags = re.findall(r"<(/?[a-z][a-z0-9]*)[ >]|<(!doctype html>)", html)
+    assert len(tags) == html.count("<") == html.count(">"), "a sign on the page is not one of a tag's own"
 
 
 def assert_names_are_short(facts):

@@ -20,7 +20,8 @@ from .plan import DIGEST
 from .report import leave
 from .store import Damaged, Store
 
-OPENED = ("Dataset", "Measurement", "Verdict")  # kinds whose files the stages compare; of the others the manifest says enough
+# Kinds that the stages look into, and the file without which there is nothing to see; of all others the manifest says enough.
+OPENED = {"Dataset": "index.json", "Measurement": "measurement.json", "Verdict": "verdict.json"}
 FIELDS = 14  # of the recipe on a terminal; the page lists all
 FIGURES = 8
 
@@ -89,7 +90,11 @@ def diff(asked: argparse.Namespace, parts: Any) -> None:
         _gather(store, side, other)
     story = _story(store, one, two)
     told = parts.compare(story, one.artifacts, two.artifacts) if parts.compare else Told([], [], "", {})
-    causes = [Section("recipe", _some([_changed(*change) for change in story.recipe], FIELDS)), *told.causes, Section("code", story.code)]
+    causes = [
+        Section("recipe", _some([_changed(*change) for change in story.recipe], FIELDS)),
+        *told.causes,
+        Section("code", _some(story.code, FIGURES)),
+    ]
     figures = Section("other figures", _some([_changed(*change) for change in story.figures], FIGURES))
     _print(one, two, [*causes, Section("stages", story.stages), *told.effects, figures], story)
     if told.html and one.run != two.run:
@@ -112,7 +117,7 @@ def _gather(store: Store, side: Side, other: Side) -> None:
         side.images[stage] = store.pre_image(entry["key"])
         try:
             manifest = store.manifest(entry["id"])
-            if manifest["kind"] in OPENED and entry["id"] != other.id(stage):
+            if OPENED.get(manifest["kind"]) in manifest["files"] and entry["id"] != other.id(stage):
                 store.verify(entry["id"])
         except (Damaged, BadStore) as problem:
             side.notes.append(_lost(side.run, stage, problem))

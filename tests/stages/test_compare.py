@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +151,49 @@ def test_only_pictures_that_both_kept_are_shown(better):
     assert facts["scenes"][0]["shares"] == {"worse": 1 / 16, "better": 2 / 16, "wrong": 0}
     assert "r-1 kept 2 pictures, r-2 2; the 1 of images that both kept are shown" in facts["notes"]
     assert html.count('<img src="data:') == 5 and "What became worse and better of b" in html
+
+
+@pytest.mark.parametrize("file", ["image_0.png", "label_0.png", "map_engine_0.png"])
+def test_pictures_of_another_image_label_or_size_are_not_laid_side_by_side(tmp_path, file):
+    one, two = measured(tmp_path / "a", counts((80, 60, 30, 50))), measured(tmp_path / "b", counts((80, 60, 50, 50)), shift=1)
+    other = Image.open(tmp_path / "b" / file).copy()
+    other.paste(7, (0, 0, 1, 1))
+    (other if file[0] != "m" else other.resize((8, 4))).save(tmp_path / "b" / file)
+    assert [scene["name"] for scene in told([one], [two])[2]["scenes"]] == ["b"]
+
+
+def test_sizes_and_hops_are_told_where_they_changed(tmp_path):
+    def waterfall(change, state):
+        first = {"name": "student", "from": None}
+        return {"hops": [first, {"name": "engine", "from": "student", "change": change, "state": state}]}
+
+    one, two = (
+        measured(tmp_path / name, counts((80, 60, 30, 50)), waterfall=waterfall(*hop))
+        for name, hop in (("a", (-0.01, "keeps")), ("b", (-2.0, "loses")))
+    )
+    found = json.loads((tmp_path / "b/measurement.json").read_text())
+    found["models"]["engine"] |= {"size_mb": 0.25, "parameters": 4000}
+    (tmp_path / "b/measurement.json").write_text(json.dumps(found))
+    sections = told([one], [two])[0]
+    assert sections["hops"] == ["student to engine: -0.01 -> -2.00 points, keeps -> loses"]
+    assert sections["size"] == ["engine: 1.00 MB -> 0.25 MB (-75 %), 1.0 k parameters -> 4.0 k parameters (4.0 times)"]
+    assert sections["accuracy"] == sections["classes"] == sections["time"] == []
+
+
+def test_the_network_that_changed_decides(tmp_path):
+    """Here the student; the engine is the same in both."""
+    one, two = measured(tmp_path / "a", counts((80, 60, 30, 50))), measured(tmp_path / "b", counts((80, 60, 50, 50)))
+    (tmp_path / "b/counts_engine.npy").write_bytes((tmp_path / "a/counts_engine.npy").read_bytes())
+    found, before = (json.loads((tmp_path / name / "measurement.json").read_text()) for name in "ba")
+    found["models"]["engine"] = before["models"]["engine"]
+    (tmp_path / "b/measurement.json").write_text(json.dumps(found))
+    sections = told([one], [two])[0]
+    assert sections["classes"][0].startswith("IoU of student") and sections["accuracy"][0].startswith("student: ")
+
+
+def test_comparing_needs_no_torch():
+    code = "import sys, stages.compare.accuracy, stages.compare.pictures, stages.compare.times; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
 def test_names_are_text_on_the_page(better):

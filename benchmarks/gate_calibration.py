@@ -41,6 +41,7 @@ PROTOCOL = {"model": "tiny small, onnxruntime, 1 thread", "size": list(SIZE), "r
 SEEN = ("seconds", "waited", "throttled", "stolen", "running")  # of what was seen of the machine in a round
 DOCS = ROOT / "docs/gates.md"
 MARK = "<!-- calibration -->"
+DRAWS = 400  # gates behind a point of a curve
 
 
 class Kind(NamedTuple):
@@ -71,7 +72,10 @@ def run(asked: argparse.Namespace) -> None:
                 kept.write(json.dumps(kind._asdict() | {"gate": number} | gate[-1], separators=(",", ":")) + "\n")
                 kept.flush()
             if len(gate) > begun:
-                print(f"gate {number + 1} of {asked.gates}: {'; '.join(f'{c} {verdict(gate, c)}' for c in CHANNELS)}", flush=True)
+                print(
+                    f"gate {number + 1} of {asked.gates}: {', '.join(f'{c} {v}' for c, v in verdicts(gate).items())}, {len(gate)} rounds",
+                    flush=True,
+                )
 
 
 def opened(file: Path, header: dict[str, Any]) -> dict[Kind, dict[int, list[dict]]]:
@@ -111,14 +115,14 @@ def short(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def ended(gate: list[dict]) -> bool:
-    return bool(gate) and (pairs.decided(gate, TOLERANCE) or len(gate) >= rounds.LOOKS[-1])
+    return bool(gate) and (pairs.decided(gate, TOLERANCE, len(pairs.CHANNELS)) or len(gate) >= rounds.LOOKS[-1])
 
 
-def verdict(gate: list[dict], channel: str) -> str:
-    """As stages/judged.py has it: by the clock nothing is told of a machine that was not quiet."""
-    if channel == "wall" and not pairs.conditions(gate)["valid"]:
-        return "inconclusive"
-    return rounds.decide(pairs.ratios(gate, CHANNELS[channel]), TOLERANCE).verdict
+def verdicts(gate: list[dict]) -> dict[str, str]:
+    """Of a gate with a rule on either clock, as stages/timed.py has it: where the machine was not quiet, nothing is told by the clock."""
+    told = [channel for channel in CHANNELS if channel != "wall" or pairs.conditions(gate)["valid"]]
+    found = rounds.decide_together([(pairs.ratios(gate, CHANNELS[channel]), TOLERANCE) for channel in told])
+    return dict.fromkeys(CHANNELS, "inconclusive") | {channel: one.verdict for channel, one in zip(told, found, strict=True)}
 
 
 # -- the two models
@@ -213,7 +217,7 @@ def table(header: dict[str, Any], done: dict[Kind, list[list[dict]]]) -> list[st
 
 
 def row(kind: Kind, channel: str, gates: list[list[dict]]) -> str:
-    counted = Counter(verdict(gate, channel) for gate in gates)
+    counted = Counter(verdicts(gate)[channel] for gate in gates)
     conclusive, wrong = counted["pass"] + counted["fail"], counted["pass" if kind.slower else "fail"]
     share = "-"  # between nothing and the tolerance neither verdict is wrong
     if conclusive and (kind.slower == 0 or kind.slower >= TOLERANCE):
@@ -231,27 +235,27 @@ def points(done: dict[Kind, list[list[dict]]]) -> list[gate_plot.Point]:
     found = []
     for kind, gates in done.items():
         for channel in CHANNELS:
-            counted = Counter(verdict(gate, channel) for gate in gates)
+            counted = Counter(verdicts(gate)[channel] for gate in gates)
             for word in ("pass", "fail"):
                 low, high = bounds(len(gates), counted[word])
                 found.append(gate_plot.Point(channel, kind.load, word, kind.slower, counted[word] / len(gates), low, high))
     return found
 
 
-def curves(done: dict[Kind, list[list[dict]]], draws: int = 400) -> list[gate_plot.Curve]:
-    """What the measured rounds of a model against itself say of other losses: gates drawn from them anew, each round slower by so much."""
-    random, found = np.random.Generator(np.random.PCG64(0)), []
-    slower = np.linspace(0.0, 0.1, 21)
+def curves(done: dict[Kind, list[list[dict]]]) -> list[gate_plot.Curve]:
+    """What the measured rounds of a model against itself say of other losses: gates of one clock drawn from them anew, each round slower
+    by so much."""
+    random, found, slower = np.random.Generator(np.random.PCG64(0)), [], np.linspace(0.0, 0.1, 21)
     for kind, gates in done.items():
         for channel in CHANNELS if kind.slower == 0 else ():
             valid = [gate for gate in gates if channel != "wall" or pairs.conditions(gate)["valid"]]
             pool = np.array([ratio for gate in valid for ratio in pairs.ratios(gate, CHANNELS[channel])])
             if not len(pool):
                 continue
-            drawn = random.choice(pool, (draws, rounds.LOOKS[-1]))
-            for word in ("pass", "fail"):
-                shares = [np.mean([rounds.decide(list(one + math.log1p(s)), TOLERANCE).verdict == word for one in drawn]) for s in slower]
-                found.append(gate_plot.Curve(channel, kind.load, word, slower.tolist(), [float(share) for share in shares]))
+            drawn = random.choice(pool, (DRAWS, rounds.LOOKS[-1]))
+            told = [Counter(rounds.decide(list(one + math.log1p(more)), TOLERANCE).verdict for one in drawn) for more in slower]
+            shares = {word: [counted[word] / DRAWS for counted in told] for word in ("pass", "fail")}
+            found += [gate_plot.Curve(channel, kind.load, word, slower.tolist(), share) for word, share in shares.items()]
     return found
 
 

@@ -57,16 +57,17 @@ def test_a_gate_is_measured_until_both_clocks_have_a_verdict_and_on_a_busy_machi
     spread = gate(0, 0.0, 0.0)
     for k, one in enumerate(spread):
         one["image_ms"] = {"baseline": [1.0] * 3, "candidate": [1.5 if k % 2 else 0.7] * 3}
-    assert not calibration.ended(spread) and calibration.verdict(spread, "CPU") == "pass"
+    assert not calibration.ended(spread) and calibration.verdicts(spread)["CPU"] == "pass"
     busy = [one | {"reasons": ["others ran"]} for one in spread]
-    assert calibration.ended(busy) and calibration.verdict(busy, "wall") == "inconclusive"
+    assert calibration.ended(busy) and calibration.verdicts(busy) == {"wall": "inconclusive", "CPU": "pass"}
 
 
 def test_a_report_counts_false_alarms_and_misses_by_channel_and_leaves_unfinished_gates_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, "DOCS", tmp_path / "gates.md")
+    monkeypatch.setattr(calibration, "DRAWS", 3)
     calibration.DOCS.write_text(f"words\n\n{calibration.MARK}\nold\n")
-    same = gate(0, 0.0, 0.0) + gate(1, 0.2, 0.0) + gate(2, 0.0, 0.0, rounds=3)
-    slow = gate(0, 0.1, 0.0, slower=0.05) + gate(0, 0.1, 0.1, slower=0.05, load=1, reasons=["others ran"])
+    same = gate(0, 0.0, 0.0) + gate(1, 0.2, 0.0, rounds=20) + gate(2, 0.0, 0.0, rounds=3)
+    slow = gate(0, 0.1, 0.0, 20, slower=0.05) + gate(0, 0.1, 0.1, 20, slower=0.05, load=1, reasons=["others ran"])
     calibration.report(written(tmp_path / "here.jsonl", *same, *slow))
     rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith("| ")][1:]
     figures = {(row[0], row[1], row[2]): row[3:8] for row in rows}
@@ -80,9 +81,10 @@ def test_a_report_counts_false_alarms_and_misses_by_channel_and_leaves_unfinishe
     ElementTree.parse(tmp_path / "gates-here.svg")
 
 
-def test_a_curve_ends_where_a_loss_is_seen_and_points_have_their_bounds():
+def test_a_curve_ends_where_a_loss_is_seen_and_points_have_their_bounds(monkeypatch):
+    monkeypatch.setattr(calibration, "DRAWS", 20)
     done = {calibration.Kind(0.0, 0): [gate(0, 0.001, 0.001), gate(1, -0.001, -0.001)]}
-    passing, failing = (one for one in calibration.curves(done, draws=20) if one.channel == "CPU")
+    passing, failing = (one for one in calibration.curves(done) if one.channel == "CPU")
     assert (passing.verdict, failing.verdict) == ("pass", "fail") and (passing.share[0], failing.share[0]) == (1.0, 0.0)
     assert (passing.share[-1], failing.share[-1]) == (0.0, 1.0) and passing.slower[-1] == 0.1
     [point] = [one for one in calibration.points(done) if (one.channel, one.verdict) == ("wall", "pass")]

@@ -55,7 +55,11 @@ class Validate(Stage):
     )
     split: str = Field("val", description="Split of the data the figures are for.")
     pictures: int = Field(
-        6, ge=0, le=64, description="Images kept as pictures: half evenly spaced, half where reference and last candidate differ."
+        6,
+        ge=0,
+        le=64,
+        description="Images kept as pictures: half evenly spaced, half where reference and last candidate differ. As many, and 6 at most, "
+        "for each two models of which one lost something, or lost it since the release: those that cost most. 0: none.",
     )
     latency: Latency = Field(Latency(), description="How time is measured.")
 
@@ -105,6 +109,7 @@ class Validate(Stage):
     def run(self, inputs: dict[str, Any], job: Job) -> Made:
         from stages.measure import waterfall
         from stages.measure.accuracy import accuracy
+        from stages.measure.changes import changes, compared
         from stages.measure.fingerprint import fingerprint
         from stages.measure.kept import kept
         from stages.measure.predict import require_same_table
@@ -122,6 +127,9 @@ class Validate(Stage):
         models = {artifact.name: models[artifact.name] for artifact in (reference, *candidates)}
         decides = candidates[-1].name if candidates else reference.name
         pictures = write_pictures(equal[[m.name for m in lined_up].index(decides)], models, samples, maps, self.pictures, job.out)
+        seen = fingerprint((samples[i] for i in range(len(samples))), data.facts["classes"])
+        asked = compared(reference, candidates, self.pairs)
+        changed = changes(asked, samples, maps, seen, self.pictures, job.released, job)
         times, conditions = latencies(inputs["latency_of"], samples, data, self.latency, job)
         for name, latency in times.items():
             models[name]["latency"] = latency
@@ -130,8 +138,8 @@ class Validate(Stage):
         for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
             models[name]["kept"] = verdict
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
-        measurement["fingerprint"] = fingerprint((samples[i] for i in range(len(samples))), data.facts["classes"])
-        measurement |= {"reference": reference.name, "models": models, "waterfall": hops, "pictures": pictures}
+        measurement |= {"fingerprint": seen, "reference": reference.name, "models": models, "waterfall": hops}
+        measurement |= {"pictures": pictures, "changes": changed}
         measurement |= {"machine": machine.facts(), "conditions": conditions}
         if raced:
             (job.out / "pairs.json").write_text(json.dumps(raced, separators=(",", ":")) + "\n", encoding="utf-8")

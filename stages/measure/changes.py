@@ -1,0 +1,132 @@
+"""Where a model lost what it lost: the few images that cost most, with the class maps of before and after, so that a verdict can be seen.
+
+Images are chosen by what they took from the figures, not by how many pixels differ on them: a model that was trained anew differs
+everywhere, and most of that is no loss.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifact import Artifact
+from pipeline.errors import BadData
+from pipeline.stage import Job
+from stages.evidence import Evidence, Unknown, differences, read
+from stages.measure.miou import counts
+from stages.measure.paired import influence, mean_seen, require_pairs
+from stages.rules import RELEASED
+
+MOST = 6  # images of one pair
+WORTH = 0.01  # points of mIoU or of a class: what is less needs no picture
+
+
+def changes(
+    pairs: list[tuple[str, str]], samples, maps, fingerprint: dict[str, Any], most: int, released: Any, job: Job
+) -> list[dict[str, Any]]:
+    """What measurement.json holds of every pair (of, against) that lost something or cannot be told; writes changed_*.png."""
+    found = []
+    for of, against in pairs if most else []:
+        entry = {"of": of, "against": against, "problem": None, "miou": None, "classes": {}, "images": []}
+        try:
+            kept = read(job.out, f"counts_{against}") if against != RELEASED else released_counts(of, released, fingerprint)
+            entry |= lost(kept, read(job.out, f"counts_{of}"), samples, min(most, MOST))
+            predict = None if against != RELEASED or not entry["images"] else opened(of, released, samples, job.state)
+        except (Unknown, BadData) as problem:
+            found.append(entry | {"problem": str(problem), "images": []})
+            continue
+        for image in entry["images"]:
+            before = maps.get(against, image["index"]) if predict is None else predict(samples[image["index"]][0])
+            draw(image["index"], entry, before, samples, maps, job.out)
+            if predict is not None:  # another processor may round otherwise than the one that it was accepted on
+                same = counts(before, samples[image["index"]][1], len(samples.classes)) == kept[image["index"]]
+                image["as_accepted"] = bool(same.all())
+        found += [entry] if entry["images"] else []
+    return found
+
+
+def compared(reference: Artifact, candidates: list[Artifact], raced: list[list[str]]) -> list[tuple[str, str]]:
+    """The pairs a rule may be about: what is raced with the released one, candidates against the reference, and it against trainings."""
+    found = [(name, RELEASED) for name, other in raced if other == RELEASED]
+    found += [(one.name, reference.name) for one in candidates]
+    return found + [(reference.name, one.name) for one in candidates if one.kind == "Checkpoint"]
+
+
+def lost(against: np.ndarray, of: np.ndarray, samples, most: int) -> dict[str, Any]:
+    """mIoU and classes that `of` lost, in points, and of which images they were lost."""
+    require_pairs(against, of)
+    cost = costs(against, of)
+    seen = against.sum(axis=(0, 2)) > 0
+    whole = mean_seen(np.where(seen, cost, np.nan))
+
+    def named(points: np.ndarray) -> dict[str, float]:
+        return {samples.classes[c]: round(float(points[c]), 4) for c in np.argsort(-points, kind="stable") if points[c] >= WORTH}
+
+    images = [
+        {"index": i, "name": samples.name(i), "miou": round(float(whole[i]), 4), "classes": named(cost[i])}
+        for i in costliest(cost, whole, most)
+    ]
+    return {"miou": round(float(whole.sum()), 4), "classes": named(cost.sum(axis=0)), "images": images}
+
+
+def costs(against: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Counts (N, C, 3) of both -> (N, C) points of IoU that every class lost on every image.
+
+    With U the union of `against` over all images, (tp' - tp - IoU (u' - u)) / U: an image on which nothing changed costs nothing, and the
+    images add up to the drop of the class. In one step from `of`, it is how the IoU leans on the image (paired.influence).
+    """
+    (tp, union), (tp_of, union_of) = ((one[..., 0].astype(float), one.sum(axis=-1).astype(float)) for one in (against, of))
+    iou, whole = np.nan_to_num(influence(of).iou / 100), union.sum(axis=0)
+    return np.where(whole > 0, 100 * (tp - tp_of - iou * (union - union_of)) / np.maximum(1, whole), 0.0)
+
+
+def costliest(cost: np.ndarray, whole: np.ndarray, most: int) -> list[int]:
+    """Images to be shown: in turn those that cost the class that lost most and mIoU most, then one for each other class."""
+    sums = cost.sum(axis=0)
+    classes = [int(c) for c in np.argsort(-sums, kind="stable") if sums[c] >= WORTH]
+    if not classes:
+        return []
+    first = [cost[:, classes[0]], whole]
+    turns = first * 2 + [cost[:, c] for c in classes[1:]] + first * most
+    found: list[int] = []
+    for points in turns:
+        left = [int(i) for i in np.argsort(-points, kind="stable") if i not in found and points[i] > 0]
+        found += left[:1]
+    return found[:most]
+
+
+def released_counts(name: str, released: Any, fingerprint: dict[str, Any]) -> np.ndarray:
+    """Of the model of that name in the baseline, on these very images; Unknown says why not and what to do."""
+    evidence = Evidence({}, None, released)
+    kept = evidence.baseline()
+    if name not in kept.models:
+        raise Unknown(f"{released.file} holds {', '.join(kept.models)} and no {name}. {released.accept}")
+    if differing := differences(fingerprint, kept.fingerprint):
+        raise Unknown(f"the baseline was measured on other images; what differs: {differing}. {released.accept}")
+    return evidence.released_counts(name)
+
+
+def opened(name: str, released: Any, samples, work: Path) -> Any:
+    """image (H, W, 3) -> class map of the released model of that name, built anew here."""
+    from stages.measure.predict import open_session, require_same_table
+    from stages.rebuilt import rebuilt
+
+    built = rebuilt(name, released, work / f"pictured_{name}")
+    require_same_table(samples.artifact, built)
+    session = open_session(built)
+    return lambda image: session(image[None].copy())[0]
+
+
+def draw(i: int, entry: dict[str, Any], before: np.ndarray, samples, maps, out: Path) -> None:
+    """The image, its label and both class maps; what several pairs share is written once."""
+    from PIL import Image
+
+    from stages.validate import write_map
+
+    image, label = samples[i]
+    if not (out / f"changed_image_{i}.png").exists():
+        Image.fromarray(image).save(out / f"changed_image_{i}.png")
+        write_map(label, samples.colours, out / f"changed_label_{i}.png")
+    write_map(maps.get(entry["of"], i), samples.colours, out / f"changed_map_{entry['of']}_{i}.png")
+    kept = f"changed_released_{entry['of']}_{i}.png" if entry["against"] == RELEASED else f"changed_map_{entry['against']}_{i}.png"
+    write_map(before, samples.colours, out / kept)

@@ -5,15 +5,15 @@ import re
 
 from . import graph
 from .markup import Safe, el, json_block
-from .sections import classes, curves, models, pairs, pictures, waterfall
+from .sections import classes, curves, gate, models, pairs, pictures, waterfall
 from .style import CSS
 from .words import NONE, duration
 
 CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def html(facts: dict, uris: list[list[str]]) -> str:
-    """The whole file. `uris` holds the data: URI of every tile of every picture."""
+def html(facts: dict, uris: list[list[str]], changed: list[list[str]]) -> str:
+    """The whole file. `uris` and `changed` hold the data: URIs of the tiles of every picture: of the run, and of what explains it."""
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -23,8 +23,10 @@ def html(facts: dict, uris: list[list[str]]) -> str:
         el("title", f"{facts['run']['recipe']} · {facts['run']['run']}"),
         el("style", Safe(CSS)),
     )
+    judged, at_once = gate.rules(facts, changed), any(rule["passed"] is not True for rule in facts["rules"])
     parts = [
         _top(facts),
+        judged if at_once else None,
         models.table(facts),
         models.trade(facts),
         pairs.raced(facts),
@@ -32,7 +34,7 @@ def html(facts: dict, uris: list[list[str]]) -> str:
         classes.bars(facts),
         curves.training(facts),
         pictures.scenes(facts, uris),
-        _gate(facts),
+        None if at_once else judged,
         _lineage(facts),
         _details(facts),
     ]
@@ -48,7 +50,7 @@ def _top(facts: dict) -> Safe:
         el("div", "Stillhouse", class_="brand"),
         el("h1", run["recipe"]),
         el("div", " · ".join(w for w in when if w), class_="soft"),
-        el("p", verdict["sentence"], class_=f"verdict is-{verdict['state']}"),
+        el("p", verdict["sentence"], gate.most_lost(facts), class_=f"verdict is-{verdict['state']}"),
         _badges(run),
         el("div", tiles, class_="tiles") if tiles else None,
     )
@@ -73,37 +75,6 @@ def _badges(run: dict) -> list[Safe]:
 
 def _tile(value: str, unit: str, says: str) -> Safe:
     return el("div", el("b", value, el("span", f" {unit}") if unit else None), el("small", says), class_="tile")
-
-
-def _gate(facts: dict) -> Safe:
-    if not facts["rules"]:
-        return el("section", el("h2", "Gate"), el("p", "No rule was judged in this run.", class_="say"))
-    rows = [
-        el("tr", el("td", mark(rule["passed"])), el("td", rule["text"]), el("td", _asked(rule), class_="soft")) for rule in facts["rules"]
-    ]
-    passed = sum(rule["passed"] is True for rule in facts["rules"])
-    head = el("thead", el("tr", el("th", "Outcome"), el("th", "Rule"), el("th", "As the recipe asks it")))
-    return el(
-        "section",
-        el("h2", "Gate"),
-        el(
-            "p",
-            f"{passed} of {len(rows)} rules hold. What was not measured counts as failed; what a busy machine left open, as neither.",
-            class_="say",
-        ),
-        el("div", el("table", head, el("tbody", rows), class_="gate"), class_="wide"),
-    )
-
-
-def mark(passed: bool | None) -> Safe:
-    if passed is None:
-        return el("span", "? undecided", class_="mark-word unsure")
-    return el("span", "✓ pass" if passed else "✗ fail", class_=f"mark-word {'yes' if passed else 'no'}")
-
-
-def _asked(rule: dict) -> str:
-    against = f" against {rule['against']}" if rule["against"] else ""
-    return f"{rule['metric']} of {rule['of']}{against} {rule['limit'] or ''}".strip() if rule["metric"] else NONE
 
 
 def _lineage(facts: dict) -> Safe | None:

@@ -36,6 +36,7 @@ def collect(run: dict, artifacts: dict[str, Artifact]) -> dict:
         "classes": classes,
         "curves": _curves(cast, artifacts, notes),
         "pictures": [],
+        "changes": [],
         "rules": rules,
         "stages": [_shown(stage) for stage in stages],
         "data": _data(artifacts),

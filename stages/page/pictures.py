@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ PIXELS = 64_000_000
 PLAIN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def collect(artifacts: dict[str, Artifact], told: dict) -> tuple[list[dict], list[list[str]]]:
+def collect(artifacts: dict[str, Artifact], told: dict, budget: int = BUDGET) -> tuple[list[dict], list[list[str]]]:
     """What the page says about each picture, and beside it the data: URI of each of its tiles."""
     artifact = next((a for a in artifacts.values() if told["measured"] and name(a.name) == told["measured"]["stage"]), None)
     if artifact is None:
@@ -37,7 +38,7 @@ def collect(artifacts: dict[str, Artifact], told: dict) -> tuple[list[dict], lis
             loaded.append(tiles)
     if len(listed) > len(shown):
         told["notes"].append(f"{len(listed) - len(shown)} of {len(listed)} pictures of {name(artifact.name)} are not shown here.")
-    return shown, _within_budget(loaded)
+    return shown, within(loaded, WIDTHS, budget, lambda tiles, width: [_uri(tile, width) for tile in tiles])
 
 
 def _listed(artifact: Artifact, told: dict) -> list[dict]:
@@ -51,10 +52,10 @@ def _listed(artifact: Artifact, told: dict) -> list[dict]:
 def _tiles(artifact: Artifact, k: int, told: dict) -> list[dict]:
     """Image, label, teacher, baseline, student, engine, and the two maps of differences: those that can be read."""
     palette = _palette(told["classes"])
-    photo = _open(artifact, f"image_{k}.png", told)
-    maps = {role: _map(artifact, f"map_{stage}_{k}.png", told) for role, stage in _players(told).items()}
+    photo = open_picture(artifact, f"image_{k}.png", told)
+    maps = {role: open_map(artifact, f"map_{stage}_{k}.png", told) for role, stage in _players(told).items()}
     tiles = [{"what": "image", "title": "Image", "share": None, "photo": photo.convert("RGB")}] if photo else []
-    label = _map(artifact, f"label_{k}.png", told)
+    label = open_map(artifact, f"label_{k}.png", told)
     titles = {"label": "Label", **TITLES}
     for role, found in {"label": label, **maps}.items():
         if found:
@@ -78,7 +79,7 @@ def _players(told: dict) -> dict[str, str]:
     return lead
 
 
-def _open(artifact: Artifact, file: str, told: dict) -> Image.Image | None:
+def open_picture(artifact: Artifact, file: str, told: dict) -> Image.Image | None:
     """One PNG of the artifact, decoded, or None with a note."""
     try:
         if not PLAIN.fullmatch(file):
@@ -93,9 +94,9 @@ def _open(artifact: Artifact, file: str, told: dict) -> Image.Image | None:
         return None
 
 
-def _map(artifact: Artifact, file: str, told: dict) -> Image.Image | None:
+def open_map(artifact: Artifact, file: str, told: dict) -> Image.Image | None:
     """A class map as class ids, whatever palette it was saved with."""
-    image = _open(artifact, file, told)
+    image = open_picture(artifact, file, told)
     if image is None or image.mode not in ("P", "L"):
         return None
     return Image.frombytes("L", image.size, image.tobytes())
@@ -112,42 +113,43 @@ def _difference(one: Image.Image, other: Image.Image) -> tuple[Image.Image, floa
     return mask, round(1 - mask.histogram()[0] / (mask.width * mask.height), 6)
 
 
-def _within_budget(pictures: list[list[dict]]) -> list[list[str]]:
+def within(pictures: list, widths: tuple[int, ...], budget: int, uris_of: Callable[[Any, int], list[str]]) -> list[list[str]]:
     """The same pictures as data: URIs, as wide as the page's size allows."""
-    for width in WIDTHS:
-        uris = [[_uri(tile, width) for tile in tiles] for tiles in pictures]
-        if sum(len(uri) for row in uris for uri in row) <= BUDGET:
+    uris: list[list[str]] = []
+    for width in widths if pictures else ():
+        uris = [uris_of(picture, width) for picture in pictures]
+        if sum(len(uri) for row in uris for uri in row) <= budget:
             break
-    return uris if pictures else []
+    return uris
 
 
 def _uri(tile: dict, width: int) -> str:
     if "photo" in tile:
-        return _data("JPEG", _fit(tile["photo"], width, Image.Resampling.LANCZOS), quality=85)
+        return as_data("JPEG", fitted(tile["photo"], width, Image.Resampling.LANCZOS), quality=85)
     if "map" in tile:
-        small = _fit(tile["map"], width, Image.Resampling.NEAREST)
+        small = fitted(tile["map"], width, Image.Resampling.NEAREST)
         coloured = Image.frombytes("P", small.size, small.tobytes())
         coloured.putpalette(tile["palette"])
-        return _data("PNG", coloured, optimize=True)
-    return _data("JPEG", _marked(tile, width), quality=85, subsampling=0)
+        return as_data("PNG", coloured, optimize=True)
+    return as_data("JPEG", _marked(tile, width), quality=85, subsampling=0)
 
 
 def _marked(tile: dict, width: int) -> Image.Image:
     """The image, pale and grey, with the differing pixels on top; shrinking hides none of them."""
-    mask = _fit(tile["mask"], width, Image.Resampling.BOX).point([0] + [255] * 255)
+    mask = fitted(tile["mask"], width, Image.Resampling.BOX).point([0] + [255] * 255)
     under = tile["under"].convert("L").resize(mask.size) if tile["under"] else Image.new("L", mask.size, 255)
     pale = under.point([160 + v * 90 // 255 for v in range(256)]).convert("RGB")
     pale.paste(MARK, mask=mask)
     return pale
 
 
-def _fit(image: Image.Image, width: int, how: Any) -> Image.Image:
+def fitted(image: Image.Image, width: int, how: Any) -> Image.Image:
     if image.width <= width:
         return image
     return image.resize((width, max(1, round(image.height * width / image.width))), how)
 
 
-def _data(format: str, image: Image.Image, **settings: Any) -> str:
+def as_data(format: str, image: Image.Image, **settings: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format, **settings)
     return f"data:image/{format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

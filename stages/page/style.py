@@ -27,7 +27,7 @@ p.sub{margin:8px 0 0}
 margin:16px 0 12px;
 font-size:19px;line-height:1.4;font-weight:550;max-width:none;overflow-wrap:anywhere}
 .verdict.is-passed{border-left-color:var(--good)}.verdict.is-failed,.verdict.is-unfinished{border-left-color:var(--bad)}
-.verdict.is-undecided{border-left-color:var(--warn)}
+.verdict .sub{font-size:14px;margin-top:6px}.verdict.is-undecided{border-left-color:var(--warn)}
 .badge{display:block;background:var(--warnbg);color:var(--warn);border-radius:6px;padding:7px 12px;margin:0 0 10px;font-size:14px;
 font-weight:550;max-width:none}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin-top:14px}
@@ -108,13 +108,26 @@ stroke-dasharray:1 3}
 details{margin-top:12px}summary{cursor:pointer;color:var(--soft);font-size:13.5px}
 details .wide{margin-top:8px}
 ul.notes{margin:0;padding-left:20px;font-size:14px;overflow-wrap:anywhere}
-.gate{min-width:480px}.stages{min-width:640px}
+.gate{min-width:760px}.gate td.key{white-space:nowrap}.line{display:block;white-space:nowrap}.line-in{white-space:nowrap;color:var(--ink)}
+.drawn{display:block;width:150px;height:34px}.refused{fill:var(--bad);opacity:.16}.bound{stroke:var(--ink);stroke-width:1.5}
+.drawn .reach{stroke-width:2}.o-yes{--c:var(--good)}.o-no{--c:var(--bad)}.o-unsure{--c:var(--warn)}
+.why{margin-top:22px}.why h3{font-size:15.5px;overflow-wrap:anywhere}
+h4{font-size:14px;line-height:1.35;margin:0 0 4px;font-weight:400;overflow-wrap:anywhere}
+h4 span{color:var(--soft)}.why .say{margin-bottom:8px}.shots.six,.shots.five{grid-template-columns:repeat(3,1fr)}
+.key-of{align-items:center;margin:18px 0 0}.key-of span{white-space:normal}
+.kind-worse{fill:rgb(230,0,92)}.kind-better{fill:rgb(0,92,175)}.kind-other{fill:rgb(240,178,0)}
+.stripes{stroke:#fff;stroke-width:2.4}.dots{fill:rgb(60,44,0)}
+.stages{min-width:640px}
 .gate td,.error{overflow-wrap:anywhere}
 .error{color:var(--bad)}
 @media(max-width:700px){main{padding:18px 14px 40px}h1{font-size:22px}.verdict{font-size:17px}.tiles{grid-template-columns:1fr 1fr}
 .tile b{font-size:22px}
-.classes,.facts{columns:1}.shots{grid-template-columns:1fr 1fr}.class{grid-template-columns:minmax(80px,28%) 1fr 38px 42px;gap:8px}
+.classes,.facts{columns:1}.shots,.shots.six,.shots.five{grid-template-columns:1fr 1fr}
+.class{grid-template-columns:minmax(80px,28%) 1fr 38px 42px;gap:8px}
 th,td{padding:7px 8px}.models th[scope=row]{min-width:118px}}
+@media(max-width:700px){.gate{min-width:0}.gate thead{position:absolute;left:-9999px}.gate tr{display:grid;grid-template-columns:auto 1fr;
+gap:4px 12px;padding:10px;border-top:1px solid var(--line)}.gate td{padding:0;border:0;text-align:left}.gate td:nth-child(2){order:3;
+grid-column:1/-1}.gate td:nth-child(3){order:2}.gate td.key{text-align:right}.gate td:nth-child(4){order:4}.gate td:nth-child(5){order:5}}
 @media print{:root{--page:#fff}main{padding:0;max-width:none}
 body{font-size:11px;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .card,.tile,.scene,figure,tr{break-inside:avoid}h2,h3{break-after:avoid}.wide{overflow:visible}

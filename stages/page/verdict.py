@@ -1,9 +1,14 @@
 """Puts the outcome of a run into one sentence and a few figures: did it pass, what did the small network cost, what did it gain."""
 
+import re
+from typing import Any
+
 from pipeline.artifact import Artifact
 
 from .roles import TITLES, Cast, low
 from .words import clean, count, megabytes, ms, name, number, points, signed, times
+
+LIMIT = re.compile(r"\b(at_(?:least|most)(?:_ratio)?) (-?\d{1,12}(?:\.\d{1,12})?(?:e[+-]?\d{1,2})?)\b")
 
 
 def rules(artifacts: dict[str, Artifact], notes: list[str]) -> list[dict]:
@@ -58,9 +63,39 @@ def _judged(artifact: Artifact, notes: list[str]) -> list[dict]:
 
 def _rule(gate: str, rule: dict) -> dict:
     texts = {key: None if rule.get(key) is None else clean(rule[key], 80) for key in ("metric", "of", "against", "limit")}
-    numbers = {key: number(rule.get(key)) for key in ("value", "value_of", "value_against")}
+    numbers = {key: number(rule.get(key)) for key in ("value", "value_of", "value_against", "images")}
     passed = None if "passed" in rule and rule["passed"] is None else rule.get("passed") is True
-    return {"gate": name(gate), "text": clean(rule.get("text", "a rule without a text"), 400), "passed": passed} | texts | numbers
+    told = {"gate": name(gate), "text": clean(rule.get("text", "a rule without a text"), 800), "passed": passed}
+    worst = [one for one in _list(rule.get("worst"))[:64] if isinstance(one, dict) and type(one.get("image")) is int]
+    limits = [(kind, number(float(bound))) for kind, bound in LIMIT.findall(texts["limit"] or "")]
+    more = {
+        "low_power": rule.get("low_power") is True,
+        "limits": [{"kind": kind, "bound": bound} for kind, bound in limits if bound is not None],
+        "interval": _interval(rule, limits[0][0] if limits else "", numbers["value"]),
+        "worst": [{"image": one["image"], "name": name(one.get("name", "")), "points": number(one.get("points"))} for one in worst],
+    }
+    return told | texts | numbers | more
+
+
+def _interval(rule: dict, limit: str, value: float | None) -> list[float] | None:
+    """From where to where the figure lies: with 90 % confidence, so that each end is a one-sided bound of 95 %; of times 98 % and more."""
+    rounds, one = _mapping(rule.get("rounds")), _mapping(_mapping(rule.get("confidence")).get(limit))
+    if rounds:
+        low, high = (None if (end := number(rounds.get(key))) is None else 1 + end for key in ("low", "high"))
+    elif "edge" in one:
+        edge = number(one["edge"])
+        low, high = (None, None) if None in (edge, value) else sorted((edge, 2 * value - edge))
+    else:
+        low, high = number(one.get("low")), number(one.get("high"))
+    return None if None in (low, high) or low > high else [low, high]
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _mapping(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def _unfinished(run: dict, broken: dict | None, judged: list[dict]) -> str:

@@ -486,7 +486,7 @@ def test_a_broken_rule_is_the_first_line(tmp_path):
     artifacts["gate"].file("verdict.json").write_text(json.dumps(verdict))
     html, facts = render(run, artifacts)
     assert facts["verdict"] == {"state": "failed", "sentence": f"Failed: {verdict['rules'][1]['text']}"}
-    assert [c[0].strip("|") for c in Seen(html).tables[3][1:]] == ["✓ pass", "✗ fail"]
+    assert [c[0].strip("|") for c in Seen(html).tables[0][1:]] == ["✗ fail", "✓ pass"]
 
 
 def test_a_rule_that_could_not_be_told_is_neither_passed_nor_failed(tmp_path):
@@ -496,7 +496,7 @@ def test_a_rule_that_could_not_be_told_is_neither_passed_nor_failed(tmp_path):
     artifacts["gate"].file("verdict.json").write_text(json.dumps(verdict))
     html, facts = render(run, artifacts)
     assert facts["verdict"] == {"state": "undecided", "sentence": f"Undecided: {verdict['rules'][1]['text']}"}
-    assert [c[0].strip("|") for c in Seen(html).tables[3][1:]] == ["✓ pass", "? undecided"]
+    assert [c[0].strip("|") for c in Seen(html).tables[0][1:]] == ["? undecided", "✓ pass"]
     assert "1 of 2 rules hold" in Seen(html).text()
 
 
@@ -648,7 +648,7 @@ PAYLOADS = [
     "%3Cscript%3Ealert(1)%3C/script%3E",
     "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16") + "<b>",
 ]
-ELEMENTS = """html head meta title style body main header section div h1 h2 h3 p b span small br i table thead tbody tr th td code pre
+ELEMENTS = """html head meta title style body main header section div h1 h2 h3 h4 p b span small br i table thead tbody tr th td code pre
     details summary dl dt dd ul li figure figcaption img svg g rect path circle line text script"""
 WITH = """class lang charset http-equiv content name id type src alt style scope rowspan colspan open title role width height viewbox
     x y x1 x2 y1 y2 cx cy r rx d transform text-anchor aria-label aria-hidden preserveaspectratio"""
@@ -689,6 +689,7 @@ def hostile(folder, payload, stage_name):
     measurement |= {"split": payload, "machine": {payload: payload}, "reference": payload}
     measurement["pictures"][0]["name"] = payload
     measurement["waterfall"]["text"] = payload
+    measurement["changes"] = [dict.fromkeys(("of", "against", "problem"), payload)]
     measurement["conditions"] = {"valid": payload, "reasons": [payload]}
     measurement["models"]["engine"]["kept"] = {"kept": payload, "why": payload}
     measurement["waterfall"]["hops"][2] |= dict.fromkeys(("name", "from", "precision", "state"), payload) | {"worst": {"class": payload}}
@@ -701,6 +702,7 @@ def hostile(folder, payload, stage_name):
     artifacts["measured"].file("pairs.json").write_text(json.dumps([pair, {"candidate": payload, "problem": payload}]))
     verdict = fake_verdict()
     verdict["rules"].append(dict.fromkeys(("metric", "of", "against", "limit", "text"), payload) | {"passed": False})
+    verdict["rules"].append(verdict["rules"][-1] | {"metric": f"iou.{payload}", "passed": None})
     artifacts["gate"].file("verdict.json").write_text(json.dumps(verdict))
     curves = artifacts["student"].json("curves.json")
     for point in curves["train"]:
@@ -730,7 +732,7 @@ def test_hostile_texts_stay_texts(tmp_path, stage_name, before):
         seen = assert_harmless(html)
         assert json.loads("".join(seen.data)) == facts
         assert len(facts["classes"][0]["name"]) <= 64 and facts["classes"][0]["name"].isprintable()
-        assert seen.tables[2][1][0].strip("|") == facts["classes"][0]["name"]
+        assert seen.tables[3][1][0].strip("|") == facts["classes"][0]["name"]
         assert "\x1b" not in html and "\u202e" not in html and "\x00" not in html
 
 

@@ -98,19 +98,28 @@ def _pipe():
     return moved
 
 
-def _fake_run(folder: Path):
-    """The run that test_page.py draws."""
-    spec = importlib.util.spec_from_file_location("drawn_for_test_page", Path(__file__).with_name("test_page.py"))
+def _drawn_by(test: str):
+    """A module of tests, for the runs that it draws."""
+    spec = importlib.util.spec_from_file_location(f"drawn_for_{test}", Path(__file__).with_name(f"{test}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.fake_run(folder)
+    return module
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     file = folder / "page.html"
-    file.write_text(render(*_fake_run(folder))[0], encoding="utf-8")
+    file.write_text(render(*_drawn_by("test_page").fake_run(folder))[0], encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The page of a run whose gate a class has broken."""
+    folder = tmp_path_factory.mktemp("broken")
+    file = folder / "page.html"
+    file.write_text(render(*_drawn_by("test_page_changes").changed_run(folder, many=2))[0], encoding="utf-8")
     return file
 
 
@@ -125,6 +134,12 @@ def requested(browser):
     return {e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"}
 
 
+WORDS = """[...document.querySelectorAll(`p, td, th, h1, h2, h3, h4, h4 span, .mark-word,
+    .sub, .tick, .axis, .label, small, figcaption, summary`)].map(e => {
+    const s = getComputedStyle(e); let b = e;
+    while (b && getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)') b = b.parentElement;
+    b = getComputedStyle(b || document.body).backgroundColor;
+    return [e instanceof SVGElement ? s.fill : s.color, b, e.textContent.slice(0, 30)] })"""
 VIEWS = pytest.mark.parametrize("width, dark", [(1280, False), (390, False), (1280, True)], ids=["desktop", "phone", "dark"])
 
 
@@ -166,14 +181,24 @@ def test_the_screen_shows_the_pictures(browser, page, width, dark):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_words_stand_out_from_their_background(browser, page, dark):
     browser.open(page, 1280, dark)
-    script = """[...document.querySelectorAll('p, td, th, h1, h2, h3, .sub, .tick, .axis, .label, small, figcaption, summary')].map(e => {
-        const s = getComputedStyle(e); let b = e;
-        while (b && getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)') b = b.parentElement;
-        b = getComputedStyle(b || document.body).backgroundColor;
-        return [e instanceof SVGElement ? s.fill : s.color, b, e.textContent.slice(0, 30)] })"""
-    found = browser.value(script)
+    found = browser.value(WORDS)
     assert len(found) > 150
     for ink, paper, text in found:
+        assert _contrast(ink, paper) >= 4.5, (ink, paper, text)
+
+
+@VIEWS
+def test_a_broken_gate_stands_first_with_every_picture_in_its_place(browser, broken, width, dark):
+    browser.open(broken, width, dark)
+    sizes = browser.value(
+        "[...document.images].map(i => { const b = i.getBoundingClientRect(); return [i.naturalWidth, b.width, b.right] })"
+    )
+    assert len(sizes) == 12 and all(natural > 20 and wide > 100 and right <= width for natural, wide, right in sizes), sizes
+    assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.value("document.querySelector('h2').textContent") == "Gate"
+    inside = "[...document.querySelectorAll('.gate td')].every(t => t.getBoundingClientRect().right <= innerWidth)"
+    assert browser.value(inside)
+    for ink, paper, text in browser.value(WORDS):
         assert _contrast(ink, paper) >= 4.5, (ink, paper, text)
 
 

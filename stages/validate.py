@@ -59,7 +59,7 @@ class Validate(Stage):
         ge=0,
         le=64,
         description="Images kept as pictures: half evenly spaced, half where reference and last candidate differ. As many, and 6 at most, "
-        "for each two models of which one lost something, or lost it since the release: those that cost most. 0: none.",
+        "of every model that lost something against the reference or since the release: those that cost most. 0: none.",
     )
     latency: Latency = Field(Latency(), description="How time is measured.")
 

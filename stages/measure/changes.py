@@ -18,19 +18,20 @@ from stages.measure.paired import influence, mean_seen, require_pairs
 from stages.rules import RELEASED
 
 MOST = 6  # images of one pair
+TRAININGS = 3  # of two trainings, which differ everywhere
 WORTH = 0.01  # points of mIoU or of a class: what is less needs no picture
 
 
 def changes(
-    pairs: list[tuple[str, str]], samples, maps, fingerprint: dict[str, Any], most: int, released: Any, job: Job
+    pairs: list[tuple[str, str, int]], samples, maps, fingerprint: dict[str, Any], most: int, released: Any, job: Job
 ) -> list[dict[str, Any]]:
-    """What measurement.json holds of every pair (of, against) that lost something or cannot be told; writes changed_*.png."""
+    """What measurement.json holds of every pair (of, against, most images) that lost something or cannot be told; writes changed_*.png."""
     found = []
-    for of, against in pairs if most else []:
+    for of, against, limit in pairs if most else []:
         entry = {"of": of, "against": against, "problem": None, "miou": None, "classes": {}, "images": []}
         try:
             kept = read(job.out, f"counts_{against}") if against != RELEASED else released_counts(of, released, fingerprint)
-            entry |= lost(kept, read(job.out, f"counts_{of}"), samples, min(most, MOST))
+            entry |= lost(kept, read(job.out, f"counts_{of}"), samples, min(most, limit))
             predict = None if against != RELEASED or not entry["images"] else opened(of, released, samples, job.state)
         except (Unknown, BadData) as problem:
             found.append(entry | {"problem": str(problem), "images": []})
@@ -45,11 +46,12 @@ def changes(
     return found
 
 
-def compared(reference: Artifact, candidates: list[Artifact], raced: list[list[str]]) -> list[tuple[str, str]]:
+def compared(reference: Artifact, candidates: list[Artifact], raced: list[list[str]]) -> list[tuple[str, str, int]]:
     """The pairs a rule may be about: what is raced with the released one, candidates against the reference, and it against trainings."""
-    found = [(name, RELEASED) for name, other in raced if other == RELEASED]
-    found += [(one.name, reference.name) for one in candidates]
-    return found + [(reference.name, one.name) for one in candidates if one.kind == "Checkpoint"]
+    trained = [one for one in candidates if one.kind == reference.kind == "Checkpoint"]
+    found = [(name, RELEASED, MOST) for name, other in raced if other == RELEASED]
+    found += [(one.name, reference.name, TRAININGS if one in trained else MOST) for one in candidates]
+    return found + [(reference.name, one.name, TRAININGS) for one in trained]
 
 
 def lost(against: np.ndarray, of: np.ndarray, samples, most: int) -> dict[str, Any]:

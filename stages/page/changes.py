@@ -77,7 +77,7 @@ def _change(rule: dict, artifact: Artifact | None, told: dict) -> tuple[dict | N
             if one.get("problem"):
                 return None, clean(one["problem"], 600)
             change = one | {"classes": _points(one.get("classes")), "images": _images(one.get("images"))}
-            return (change, None) if change["images"] else (None, "no class of no image lost anything that could be shown")
+            return (change, None) if change["images"] else (None, "no class of any image lost anything that could be shown")
     stage = name(artifact.name)
     if against == "released" and [rule["of"], against] not in _raced(told, stage):
         return None, f"{stage} did not run the released {rule['of']}: add [{rule['of']}, released] to its pairs"
@@ -152,8 +152,8 @@ def _picture(artifact: Artifact, change: dict, image: dict, class_: str | None, 
     titles = {
         "image": "Image",
         "label": "Label",
-        "before": f"Before: {name(against)}",
-        "after": f"After: {name(of)}",
+        "before": f"Before: {f'released {of}' if against == 'released' else against}",
+        "after": f"After: {of}",
         "difference": "What changed",
     }
     picture["facts"] = facts | {"tiles": whole + [{"what": what, "title": title} for what, title in titles.items()]}

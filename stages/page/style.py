@@ -109,7 +109,7 @@ details{margin-top:12px}summary{cursor:pointer;color:var(--soft);font-size:13.5p
 details .wide{margin-top:8px}
 ul.notes{margin:0;padding-left:20px;font-size:14px;overflow-wrap:anywhere}
 .gate{min-width:760px}.gate td.key{white-space:nowrap}.line{display:block;white-space:nowrap}.line-in{white-space:nowrap;color:var(--ink)}
-.drawn{display:block;width:150px;height:34px}.refused{fill:var(--bad);opacity:.16}.bound{stroke:var(--ink);stroke-width:1.5}
+.drawn{display:block;width:150px;height:34px}.refused{fill:var(--bad);opacity:.22}.bound{stroke:var(--ink);stroke-width:1.5}
 .drawn .reach{stroke-width:2}.o-yes{--c:var(--good)}.o-no{--c:var(--bad)}.o-unsure{--c:var(--warn)}
 .why{margin-top:22px}.why h3{font-size:15.5px;overflow-wrap:anywhere}
 h4{font-size:14px;line-height:1.35;margin:0 0 4px;font-weight:400;overflow-wrap:anywhere}
@@ -127,11 +127,12 @@ h4 span{color:var(--soft)}.why .say{margin-bottom:8px}.shots.six,.shots.five{gri
 th,td{padding:7px 8px}.models th[scope=row]{min-width:118px}}
 @media(max-width:700px){.gate{min-width:0}.gate thead{position:absolute;left:-9999px}.gate tr{display:grid;grid-template-columns:auto 1fr;
 gap:4px 12px;padding:10px;border-top:1px solid var(--line)}.gate td{padding:0;border:0;text-align:left}.gate td:nth-child(2){order:3;
-grid-column:1/-1}.gate td:nth-child(3){order:2}.gate td.key{text-align:right}.gate td:nth-child(4){order:4}.gate td:nth-child(5){order:5}}
+grid-column:1/-1}.gate td:nth-child(3){order:2}.gate td.key{text-align:right}.gate td:nth-child(4){order:4}.gate td:nth-child(5){order:5}
+.six figure:nth-child(3){order:5}.six figure:nth-child(4){order:3}.six figure:nth-child(5){order:4}.six figure:nth-child(6){order:6}}
 @media print{:root{--page:#fff}main{padding:0;max-width:none}
 body{font-size:11px;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .card,.tile,.scene,figure,tr{break-inside:avoid}h2,h3{break-after:avoid}.wide{overflow:visible}
-table,thead th,.models .sub{font-size:9px}th,td{padding:4px}.models th[scope=row],.gate,.stages{min-width:0}
+table,thead th,.models .sub,.gate .sub{font-size:9px}th,td{padding:4px}.models th[scope=row],.gate,.stages{min-width:0}
 .tiles{grid-template-columns:repeat(4,1fr)}.charts{grid-template-columns:repeat(3,1fr)}.pairs{grid-template-columns:1fr 1fr}
 .graph{max-width:100%;height:auto}}
 """

@@ -151,7 +151,7 @@ def test_the_images_that_the_verdict_names_come_first(tmp_path):
     "rules, entry, said",
     [
         ((IOU,), {"problem": "its counts per image (artifact 12) is not in this store: `store pull DIR 12`"}, "store pull DIR 12"),
-        ((IOU,), {"images": []}, "no class of no image lost anything"),
+        ((IOU,), {"images": []}, "no class of any image lost anything"),
         ((IOU,), {"of": "onnx"}, "add [engine, released] to its pairs"),
         ((IOU | {"against": "student"},), {}, "lost nothing against student that a picture could show"),
         ((IOU | {"against": None, "limit": "at_least 60"},), {}, "a limit on a figure alone names no other model"),

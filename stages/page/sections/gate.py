@@ -20,6 +20,13 @@ def rules(facts: dict, uris: list[list[str]]) -> Safe:
     return el("section", el("h2", "Gate"), [_gate(facts, one, len(gates) > 1) for one in gates], _pictures(facts, uris))
 
 
+def most_lost(facts: dict) -> Safe | None:
+    """The classes of the first broken rule, for the top of the page."""
+    broken = [change for change in facts["changes"] if facts["rules"][change["rule"]]["passed"] is False]
+    said = next((text for change in broken if (text := _lost(change))), None)
+    return el("span", said, class_="sub") if said else None
+
+
 def _gate(facts: dict, gate: str, named: bool) -> Safe:
     judged = [rule for rule in facts["rules"] if rule["gate"] == gate]
     outcomes = [rule["passed"] for rule in judged]
@@ -101,7 +108,11 @@ def _pictures(facts: dict, uris: list[list[str]]) -> list[Safe]:
     left, found = list(uris), [_key()] if uris else []
     for change in facts["changes"]:
         mine, left = left[: len(change["images"])], left[len(change["images"]) :]
-        found.append(_explained(facts, change, mine))
+        found.append(None if change["problem"] else _explained(facts, change, mine))
+    for problem in dict.fromkeys(change["problem"] for change in facts["changes"] if change["problem"]):
+        about = [_titled(facts["rules"][change["rule"]]) for change in facts["changes"] if change["problem"] == problem]
+        text = f"Reason: {problem}{'' if problem.endswith('.') else '.'}"
+        found.append(el("div", el("h3", f"No pictures for {', '.join(about)}"), el("p", text, class_="say"), class_="why"))
     return found
 
 
@@ -109,36 +120,21 @@ def _explained(facts: dict, change: dict, uris: list[list[str]]) -> Safe:
     """What one rule lost, and where."""
     rule = facts["rules"][change["rule"]]
     word, colour = SIGNS[rule["passed"]]
-    head = el(
-        "h3",
-        el("span", word, class_=f"mark-word {colour}"),
-        f" {_titled(rule)}: ",
-        "what changed" if change["problem"] else "where it was lost",
-    )
-    if change["problem"]:
-        return el("div", head, el("p", f"No pictures: {change['problem']}.".replace("..", "."), class_="say"), class_="why")
+    end = "the largest loss that passed" if rule["passed"] else "where it was lost"
+    head = el("h3", el("span", word, class_=f"mark-word {colour}"), f" {_titled(rule)}: {end}")
     cost = sum(image["points"] or 0 for image in change["images"]) if change["class"] else sum(i["miou"] or 0 for i in change["images"])
-    what, whole = change["class"] or "mIoU", change["points"]
+    what, whole, many = change["class"] or "mIoU", change["points"], len(change["images"])
     say = "" if change["class"] else _lost(change)
-    if whole and cost and 0 < cost <= whole * 1.005:
-        say += f" {_images(len(change['images']))} below took {points(cost)} of the {points(whole)} points that {what} lost."
+    say += f" {what} lost {points(whole)} points" if whole else ""
+    if whole and 0 < cost <= whole * 1.005:
+        say += f", {points(cost)} of them in {'this image' if many == 1 else f'these {many} images'}"
+    say += "." if whole else ""
     if change["again"]:
-        say += " Pictures already shown above are not repeated."
+        say += " Pictures of it that stand above are not repeated."
     if any(not image["as_accepted"] for image in change["images"]):
         say += " On this machine the released model gives slightly other maps than where it was accepted."
-    shown = [_image(facts, rule, image, row) for image, row in zip(change["images"], uris, strict=True)]
+    shown = [_image(facts, image, row) for image, row in zip(change["images"], uris, strict=True)]
     return el("div", head, el("p", say.strip(), class_="say"), shown, class_="why")
-
-
-def _images(many: int) -> str:
-    return "The image" if many == 1 else f"The {many} images"
-
-
-def most_lost(facts: dict) -> Safe | None:
-    """The classes of the first broken rule, for the top of the page."""
-    broken = [change for change in facts["changes"] if facts["rules"][change["rule"]]["passed"] is False]
-    said = next((text for change in broken if (text := _lost(change))), None)
-    return el("span", said, class_="sub") if said else None
 
 
 def _lost(change: dict) -> str:
@@ -149,11 +145,10 @@ def _lost(change: dict) -> str:
     return f"Points of IoU lost by class, most first: {first}{then}."
 
 
-def _image(facts: dict, rule: dict, image: dict, uris: list[str]) -> Safe:
+def _image(facts: dict, image: dict, uris: list[str]) -> Safe:
     colours = {one["name"]: one["colour"] for one in facts["classes"]}
-    lost = f"{image['class']} −{_fine(image['points'])} points" if image["class"] and image["points"] else "no class lost by itself"
+    lost = f"{image['class']} −{image['points']:.2f} points" if image["class"] and image["points"] else "no class lost by itself"
     head = el("h4", chip(colours[image["class"]]) if image["class"] in colours else None, el("b", lost), el("span", f" in {image['name']}"))
-    said = [f"{_pixels(image[kind])} {words}" for kind, words in KINDS.items()]
     became = image["became"]
     change = (
         [f"{_pixels(became['pixels'])} of ", _class(became["from"], colours), " are now taken for ", _class(became["to"], colours), ". "]
@@ -162,12 +157,12 @@ def _image(facts: dict, rule: dict, image: dict, uris: list[str]) -> Safe:
     )
     tiles = [_tile(tile, uri, image) for tile, uri in zip(image["tiles"], uris, strict=True)]
     wide = "shots six" if len(tiles) == 6 else "shots five"
-    text = el("p", change, f"Whole image: {', '.join(said)}.", class_="say")
+    text = el("p", change, f"Whole image: {_counted(image)}.", class_="say")
     return el("div", head, text, el("div", tiles, class_=wide), class_="scene card")
 
 
-def _fine(value: float) -> str:
-    return f"{value:.2f}"
+def _counted(image: dict) -> str:
+    return ", ".join(f"{_pixels(image[kind])} {words}" for kind, words in KINDS.items())
 
 
 def _pixels(many: int) -> str:
@@ -187,9 +182,7 @@ def _tile(tile: dict, uri: str, image: dict) -> Safe:
         "label": f"the label there, {about} in full colour",
         "before": f"the class map before, {about} in full colour",
         "after": f"the class map after, {about} in full colour",
-        "difference": "what changed: "
-        + ", ".join(f"{_pixels(image[kind])} {words}" for kind, words in KINDS.items())
-        + " in the whole image",
+        "difference": f"what changed; in the whole image {_counted(image)}",
     }[tile["what"]]
     kind = None if tile["what"] in ("where", "image") else "map"
     return el("figure", el("img", src=uri, alt=words, class_=kind), el("figcaption", tile["title"]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifact import Artifact
-from pipeline.errors import BadData
+from pipeline.errors import BadData, Missing, Refused
 from pipeline.stage import Job
 from stages.evidence import Evidence, Unknown, differences, read
 from stages.measure.miou import counts
@@ -32,17 +32,16 @@ def changes(
         try:
             kept = read(job.out, f"counts_{against}") if against != RELEASED else released_counts(of, released, fingerprint)
             entry |= lost(kept, read(job.out, f"counts_{of}"), samples, min(most, limit))
-            predict = None if against != RELEASED or not entry["images"] else opened(of, released, samples, job.state)
-        except (Unknown, BadData) as problem:
-            found.append(entry | {"problem": str(problem), "images": []})
-            continue
-        for image in entry["images"]:
-            before = maps.get(against, image["index"]) if predict is None else predict(samples[image["index"]][0])
-            draw(image["index"], entry, before, samples, maps, job.out)
-            if predict is not None:  # another processor may round otherwise than the one that it was accepted on
-                same = counts(before, samples[image["index"]][1], len(samples.classes)) == kept[image["index"]]
-                image["as_accepted"] = bool(same.all())
-        found += [entry] if entry["images"] else []
+            predict = opened(of, released, samples, job.state) if against == RELEASED and entry["images"] else None
+            for image in entry["images"]:
+                shot, label = samples[image["index"]]
+                before = maps.get(against, image["index"]) if predict is None else predict(shot)
+                if predict is not None:  # another processor may round otherwise than the one that it was accepted on
+                    image["as_accepted"] = bool((counts(before, label, len(samples.classes)) == kept[image["index"]]).all())
+                draw(image["index"], entry, before, samples, maps, job.out)
+        except (Unknown, BadData, Missing, Refused) as problem:  # pictures never cost the measurement
+            entry |= {"problem": str(problem), "images": []}
+        found += [entry] if entry["images"] or entry["problem"] else []
     return found
 
 

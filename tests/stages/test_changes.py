@@ -184,3 +184,16 @@ def test_without_a_released_engine_the_reason_and_what_to_do_are_kept(released, 
     fingerprint = before.json("measurement.json")["fingerprint"]
     [found] = changes([("engine", "released", 6)], samples, None, fingerprint, 3, spoil(baseline), job)
     assert said in found["problem"] and found["images"] == [] and not list(job.out.glob("changed_*"))
+
+
+def test_a_released_engine_that_rounds_otherwise_here_is_marked_and_one_of_another_size_costs_no_measurement(tmp_path, monkeypatch):
+    job, samples = small_line.Job(tmp_path), Shots()
+    maps = planted(job, samples, [2, 7])
+    kept = np.load(job.out / "counts_student.npy")
+    monkeypatch.setattr("stages.measure.changes.released_counts", lambda *_: kept)
+    monkeypatch.setattr("stages.measure.changes.opened", lambda *_: lambda image: maps["student"][0])
+    [found] = changes([("engine", "released", 2)], samples, maps, {}, 6, None, job)
+    assert [image["as_accepted"] for image in found["images"]] == [False, False]  # both got the map of another image
+    monkeypatch.setattr("stages.measure.changes.opened", lambda *_: lambda image: np.zeros((8, 8), np.uint8))
+    [found] = changes([("engine", "released", 2)], samples, maps, {}, 6, None, job)
+    assert "a class map of (8, 8) pixels cannot be judged by a label of (16, 24)" in found["problem"] and found["images"] == []

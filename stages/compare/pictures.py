@@ -2,16 +2,17 @@
 
 from typing import Any
 
-import numpy as np
+from PIL import Image
 
-from stages.page import pictures as shown
-from stages.page.difference import difference, drawn, shares
+from stages.page.difference import UNJUDGED, difference, kinds, pixels
 from stages.page.facts import colour
+from stages.page.pictures import as_data, fitted, open_map, open_picture, within
 from stages.page.words import name
 
 from .measured import Measured
 
 PICTURES = 6
+IGNORED = 255  # of labels
 BUDGET = 2_400_000  # bytes of all data: URIs together; wider pictures are tried first
 WIDTHS = (480, 320, 200)
 
@@ -34,7 +35,8 @@ def collect(one: Measured, two: Measured, model: str | None, notes: list[str]) -
         notes.append(f"{told}; the {len(scenes)} of images that both kept are shown")
     scenes.sort(key=lambda scene: -scene["disagree"])
     facts = [{key: scene[key] for key in ("name", "disagree", "shares", "titles")} for scene in scenes[:PICTURES]]
-    return facts, _within_budget(scenes[:PICTURES], one)
+    colours = one.told.get("colours") if isinstance(one.told.get("colours"), list) else []
+    return facts, within(scenes[:PICTURES], WIDTHS, BUDGET, lambda scene, width: _tiles(scene, colours, width))
 
 
 def _kept(side: Measured) -> dict[str, int]:
@@ -49,30 +51,27 @@ def _scene(key: str, model: str, *sides: tuple[Measured, int]) -> dict[str, Any]
     opened = []
     for side, k in sides:
         told = {"notes": []}  # what is missing here is counted by the caller
-        photo = shown._open(side.artifact, f"image_{k}.png", told)
-        opened.append((photo, *(shown._map(side.artifact, f"{what}_{k}.png", told) for what in ("label", f"map_{model}"))))
+        photo = open_picture(side.artifact, f"image_{k}.png", told)
+        opened.append((photo, *(open_map(side.artifact, f"{what}_{k}.png", told) for what in ("label", f"map_{model}"))))
     (photo, label, before), (other, same, after) = opened
     if None in (photo, label, before, other, same, after):
         return None
     if photo.tobytes() != other.tobytes() or label.tobytes() != same.tobytes() or not label.size == before.size == after.size:
         return None
-    codes = difference(*(np.asarray(image) for image in (before, after, label)))
-    shared = shares(codes)
+    masks = kinds(label, before, after)
+    judged = max(1, sum(label.histogram()[:IGNORED]))
+    shares = {kind: pixels(mask) / judged for kind, mask in masks.items()}
     titles = ["Image", "Label", f"{name(model)}, {sides[0][0].run}", f"{name(model)}, {sides[1][0].run}", "What became worse and better"]
-    scene = {"name": name(key), "disagree": sum(shared.values()), "shares": shared, "titles": titles}
-    return scene | {"photo": photo.convert("RGB"), "maps": (label, before, after), "codes": codes}
+    scene = {"name": name(key), "disagree": sum(shares.values()), "shares": shares, "titles": titles}
+    return scene | {"photo": photo.convert("RGB"), "maps": (label, before, after), "masks": masks, "window": (0, 0, *photo.size)}
 
 
-def _within_budget(scenes: list[dict], side: Measured) -> list[list[str]]:
-    colours = side.told.get("colours") if isinstance(side.told.get("colours"), list) else []
-    palette = shown._palette([{"colour": colour(c)} for c in colours])
-    for width in WIDTHS:
-        uris = [_tiles(scene, palette, width) for scene in scenes]
-        if sum(len(uri) for row in uris for uri in row) <= BUDGET:
-            break
-    return uris
-
-
-def _tiles(scene: dict, palette: list[int], width: int) -> list[str]:
-    tiles = [{"photo": scene["photo"]}, *({"map": image, "palette": palette} for image in scene["maps"])]
-    return [*(shown._uri(tile, width) for tile in tiles), shown._data("PNG", drawn(scene["codes"], scene["photo"], width), optimize=True)]
+def _tiles(scene: dict, colours: list, width: int) -> list[str]:
+    """One data: URI for each of its titles."""
+    found = [as_data("JPEG", fitted(scene["photo"], width, Image.Resampling.LANCZOS), quality=85)]
+    for kept in scene["maps"]:
+        small = fitted(kept, width, Image.Resampling.NEAREST)
+        small = Image.frombytes("P", small.size, small.tobytes())
+        small.putpalette([value for one in colours[:256] for value in colour(one)] + [*UNJUDGED] * (256 - len(colours)))
+        found.append(as_data("PNG", small, optimize=True))
+    return [*found, as_data("PNG", difference(scene, width), optimize=True)]

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 from . import charts
-from .difference import LEGEND, PALETTE
-from .document import CSP, _moment, mark
+from .document import CSP, _moment
 from .facts import colour
 from .markup import Safe, el, json_block
+from .sections import changed
 from .sections.classes import chip
+from .sections.gate import mark
 from .style import CSS
 from .words import NONE, clean, ms, name, plain, points, signed
 
@@ -163,18 +164,24 @@ def _scenes(facts: dict, uris: list[list[str]]) -> Safe | None:
     if not facts["scenes"]:
         return None
     say = "Images whose maps both runs kept, the most disagreement first. The last picture of each shows what became worse and better."
-    codes = el("p", [el("span", chip(list(PALETTE[code])), words) for code, words in LEGEND.items()], class_="legend")
     classes = [el("span", chip(colour(row["colour"])), row["name"]) for row in facts["accuracy"]["classes"][:40]]
     each = []
     for scene, row in zip(facts["scenes"], uris, strict=True):
         told = scene["shares"]
-        words = f" · {_share(told['worse'])} worse, {_share(told['better'])} better, {_share(told['wrong'])} changed and wrong both times"
+        words = f" · {_share(told['worse'])} worse, {_share(told['better'])} better, {_share(told['other'])} changed and wrong both times"
         tiles = [
             el("figure", el("img", src=uri, alt=f"{title} of {scene['name']}", class_="map" if k else None), el("figcaption", title))
             for k, (title, uri) in enumerate(zip(scene["titles"], row, strict=True))
         ]
         each.append(el("div", el("h3", scene["name"], el("span", words)), el("div", tiles, class_="shots five"), class_="scene card"))
-    return el("section", el("h2", "Pictures"), el("p", say, class_="say"), codes, el("p", classes, class_="legend"), each)
+    return el(
+        "section",
+        el("h2", "Pictures"),
+        el("p", say, class_="say"),
+        el("p", changed.key(), class_="legend"),
+        el("p", classes, class_="legend"),
+        each,
+    )
 
 
 def _times(facts: dict) -> Safe | None:

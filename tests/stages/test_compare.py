@@ -13,7 +13,6 @@ from PIL import Image
 from pipeline.artifact import Artifact
 from pipeline.comparing import Story
 from stages.compare import compare
-from stages.page.difference import difference, drawn, shares
 
 CLASSES = ["road", "sky", "person", "<script>alert(1)</script>"]
 COLOURS = [[10, 20, 30], [40, 50, 60], [70, 80, 90], [1, 2, 3]]
@@ -148,7 +147,7 @@ def test_another_class_table_is_compared_by_name_and_without_pictures(tmp_path):
 def test_only_pictures_that_both_kept_are_shown(better):
     _, html, facts = better
     assert [scene["name"] for scene in facts["scenes"]] == ["b"]
-    assert facts["scenes"][0]["shares"] == {"worse": 1 / 16, "better": 2 / 16, "wrong": 0}
+    assert facts["scenes"][0]["shares"] == {"worse": 1 / 16, "better": 2 / 16, "other": 0}
     assert "r-1 kept 2 pictures, r-2 2; the 1 of images that both kept are shown" in facts["notes"]
     assert html.count('<img src="data:') == 5 and "What became worse and better of b" in html
 
@@ -243,19 +242,3 @@ def test_an_odd_measurement_is_no_traceback(tmp_path, content):
 def test_a_run_without_a_measurement_says_so(tmp_path):
     sections, html, facts = told([measured(tmp_path / "a", counts((80, 60, 30, 50)))], [])
     assert facts["notes"] == ["r-2 has no measurement to compare"] and not any(sections.values()) and "no measurement to compare" in html
-
-
-# -- the picture of differences
-
-
-def test_a_difference_is_worse_better_or_wrong_both_times():
-    before, after, truth = (np.array([row], np.uint8) for row in ([1, 1, 2, 2, 2, 1], [1, 2, 1, 3, 2, 2], [1, 1, 1, 1, 1, 255]))
-    assert difference(before, after, truth).tolist() == [[0, 1, 2, 3, 0, 255]]
-    assert shares(difference(before, after, truth)) == {"worse": 0.2, "better": 0.2, "wrong": 0.2}
-
-
-def test_a_single_pixel_that_became_worse_is_seen_however_small_the_picture():
-    codes = np.zeros((64, 128), np.uint8)
-    codes[10, 20] = 1
-    small = np.asarray(drawn(codes, None, 16))
-    assert small.shape == (8, 16, 3) and (small == (213, 60, 0)).all(axis=-1).sum() == 1

@@ -3,11 +3,11 @@
 from ..charts import Axis
 from ..markup import Safe, el
 from ..words import NONE, points
+from . import changed
 from .classes import chip
 
 SIGNS = {True: ("✓ pass", "yes"), None: ("? undecided", "unsure"), False: ("✗ fail", "no")}
 SAID = {True: "passed", None: "undecided", False: "failed"}
-KINDS = {"worse": "right before, wrong now", "better": "wrong before, right now", "other": "changed, wrong both times"}
 UNITS = {"miou": "points", "iou": "points", "boundary_f": "points", "size_mb": "MB", "agreement": ""}  # of times: ms
 WIDE, HIGH = 150, 34  # of a drawing
 
@@ -41,16 +41,20 @@ def _gate(facts: dict, gate: str, named: bool) -> Safe:
 
 
 def _rule(rule: dict) -> Safe:
-    word, colour = SIGNS[rule["passed"]]
     ratio = bool(rule["limits"]) and rule["limits"][0]["kind"].endswith("_ratio")
     return el(
         "tr",
-        el("td", el("span", word, class_=f"mark-word {colour}")),
+        el("td", mark(rule["passed"])),
         el("td", el("b", _titled(rule)), el("span", rule["text"], class_="sub")),
         el("td", _figure(rule, ratio), class_="n key"),
         el("td", [el("span", _limit(one), class_="line") for one in rule["limits"]] or rule["limit"] or NONE, class_="soft"),
         el("td", _drawn(rule)),
     )
+
+
+def mark(passed: bool | None) -> Safe:
+    word, colour = SIGNS[passed]
+    return el("span", word, class_=f"mark-word {colour}")
 
 
 def _titled(rule: dict) -> str:
@@ -119,9 +123,8 @@ def _pictures(facts: dict, uris: list[list[str]]) -> list[Safe]:
 def _explained(facts: dict, change: dict, uris: list[list[str]]) -> Safe:
     """What one rule lost, and where."""
     rule = facts["rules"][change["rule"]]
-    word, colour = SIGNS[rule["passed"]]
     end = "the largest loss that passed" if rule["passed"] else "where it was lost"
-    head = el("h3", el("span", word, class_=f"mark-word {colour}"), f" {_titled(rule)}: {end}")
+    head = el("h3", mark(rule["passed"]), f" {_titled(rule)}: {end}")
     cost = sum(image["points"] or 0 for image in change["images"]) if change["class"] else sum(i["miou"] or 0 for i in change["images"])
     what, whole, many = change["class"] or "mIoU", change["points"], len(change["images"])
     say = "" if change["class"] else _lost(change)
@@ -162,7 +165,7 @@ def _image(facts: dict, image: dict, uris: list[str]) -> Safe:
 
 
 def _counted(image: dict) -> str:
-    return ", ".join(f"{_pixels(image[kind])} {words}" for kind, words in KINDS.items())
+    return ", ".join(f"{_pixels(image[kind])} {words}" for kind, words in changed.KINDS.items())
 
 
 def _pixels(many: int) -> str:
@@ -190,19 +193,5 @@ def _tile(tile: dict, uri: str, image: dict) -> Safe:
 
 def _key() -> Safe:
     """What the patterns mean."""
-    each = [el("span", _swatch(kind), words) for kind, words in KINDS.items()]
-    grey = el("span", chip([128, 128, 128]), "ignored")
     note = el("span", "In the class maps, the class that was lost and what it is taken for keep their colour; all others are pale.")
-    return el("p", each, grey, note, class_="legend key-of")
-
-
-def _swatch(kind: str) -> Safe:
-    """The pattern as it is in the pictures, a little larger."""
-    marks = {
-        "worse": [],
-        "better": [el("path", class_="stripes", d="M-2 6l8 -8M-2 14l16 -16M6 14l8 -8")],
-        "other": [el("rect", class_="dots", x=x, y=y, width=4, height=4) for x in (1, 7) for y in (1, 7)],
-    }[kind]
-    return el(
-        "svg", el("rect", class_=f"kind-{kind}", width=12, height=12), marks, class_="swatch", viewBox="0 0 12 12", width=14, height=14
-    )
+    return el("p", changed.key(), note, class_="legend key-of")

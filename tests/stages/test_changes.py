@@ -144,7 +144,7 @@ def measure(data, line, folder, baseline, pairs=()):
 
 def test_before_is_what_the_released_engine_says_and_after_what_the_new_one_does(released, tmp_path, monkeypatch):
     data, lines, baseline = released
-    monkeypatch.setattr("stages.validate.races", lambda *_: [])  # takes processes of its own, and is no matter here
+    monkeypatch.setattr("stages.races.races", lambda *_: [])  # takes processes of its own, and is no matter here
     measured = measure(data, lines["now"], tmp_path, baseline, [["engine", "released"]])
     changed = {(one["of"], one["against"]): one for one in measured.json("measurement.json")["changes"]}
     assert list(changed) == [("engine", "released")]  # nothing was lost on the way from the student

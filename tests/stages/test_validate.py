@@ -167,6 +167,6 @@ def test_what_is_said_at_once_and_what_a_rehearsal_leaves_out():
         "mIoU student 40.00, int8 39.00",
         "onnx loses",
         "int8: INT8 not kept, it is no faster",
-        "times are inconclusive: it was busy. On a quieter machine, another latency.runs measures again",
+        "times are inconclusive: it was busy. If that leaves a gate undecided, the next run measures again",
     ]
     assert said(found, rehearsing=True) == ["mIoU student 40.00, int8 39.00"]

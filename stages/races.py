@@ -1,10 +1,12 @@
 """The pairs of a measurement, raced one after the other; what comes out slower by an unlucky build gets the chance of three more.
 
 TensorRT picks the fastest way of computing each layer by timing them, and two builds of one file differ by what went on meanwhile. So a
-loss of such a candidate is measured again with three new builds; the gate lets the one in the middle decide (timed.py).
+loss is measured again with three new builds; the gate lets the one in the middle decide (timed.py). A baseline that is built by timing is
+built anew for each of them, too: a lucky one would make every candidate look slow.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifact import Artifact
@@ -38,41 +40,53 @@ def races(
             found.append({"candidate": name, "baseline": other, "problem": str(problem), "told": f"not measured: {problem}"})
             continue
 
-        def measure(candidate: Artifact, baseline: Artifact = baseline, k: int = k) -> dict[str, Any]:
-            return measuring.measure(candidate, baseline, images, job.state / f"pair_{k}", **how)
+        def measure(models: list[Artifact], work: Path = job.state / f"pair_{k}") -> dict[str, Any]:
+            return measuring.measure(*models, images, work, **how)
 
-        entry = measure(held[name])
+        entry = measure([held[name], baseline])
         entry |= {"source": baseline.id if other == RELEASED else None, "told": measuring.told(entry)}
-        found.append(entry | built_more(held[name], held, entry, job, how["between"], measure))
+        found.append(entry | built_more([held[name], baseline], held, entry, job, how["between"], measure))
     return found
 
 
 def built_more(
-    model: Artifact,
+    pair: list[Artifact],
     held: dict[str, Artifact],
     entry: dict[str, Any],
     job: Job,
     between: Callable[[int, int], None],
-    measure: Callable[[Artifact], dict[str, Any]],
+    measure: Callable[[list[Artifact]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Further fields of an entry: `builds`, each with its rounds, or `not_rebuilt`; none where the build had no part in it."""
+    """Further fields of an entry: `builds`, each with its rounds, or `not_rebuilt`; none where builds had no part in it."""
     from stages.evidence import Unknown
-    from stages.rebuilt import built, is_by_chance, origin
+    from stages.rebuilt import is_by_chance
     from stages.timed import slower_by
 
-    if not is_by_chance(model) or not has_lost(entry):
+    chances = [is_by_chance(model) for model in pair]
+    if not any(chances) or not has_lost(entry):
         return {}
+    which = " and ".join(model.name for model, chance in zip(pair, chances, strict=True) if chance)
+    job.say(f"{pair[0].name} is slower than {pair[1].name}, and builds by timing differ: {BUILDS} more of {which}")
     builds = []
     try:
-        source, timing = origin(model, held, job.lineage)
-        job.say(f"{model.name} is slower than {entry['baseline']}, and its builder picks by timing: it is built {BUILDS} times more")
         for k in range(BUILDS):
             between(k, BUILDS)
-            builds.append(measure(built(model.name, model.facts["engine"], source, job.state / f"build_{k}", timing)))
+            builds.append(measure([again(m, pair[0].name, held, job, k) if c else m for m, c in zip(pair, chances, strict=True)]))
     except Unknown as problem:
         return {"not_rebuilt": str(problem), "told": f"{entry['told']}; not built again: {problem}"}
     changes = ", ".join(f"{100 * slower_by(build, 'image_ms'):+.2f}" for build in builds)
     return {"builds": builds, "told": f"{entry['told']}; {BUILDS} builds more: wall {changes} %"}
+
+
+def again(model: Artifact, candidate: str, held: dict[str, Artifact], job: Job, k: int) -> Artifact:
+    """The same engine, built once more."""
+    from stages.rebuilt import built, origin, rebuilt
+
+    work = job.state / f"build_{k}_{model.name}"
+    if model.name == RELEASED:
+        return rebuilt(candidate, job.released, work)
+    source, timing = origin(model, held, job.lineage)
+    return built(model.name, model.facts["engine"], source, work, timing)
 
 
 def has_lost(entry: dict[str, Any]) -> bool:

@@ -53,12 +53,14 @@ def origin(model: Artifact, held: dict[str, Artifact], lineage: dict[str, dict[s
     took = lineage.get(model.name, {})
     [onnx] = took.get("onnx") or [None]
     if onnx not in held:
-        raise Unknown(f"it is made of {onnx}, which is not measured here: add that to candidates" if onnx else "it is made of no ONNX file")
+        what = f"{model.name} is made of {onnx or 'no ONNX file'}"
+        raise Unknown(f"{what}, which is not measured here: add that to candidates" if onnx else what)
     if model.facts.get("built", {}).get("timing") != "taken":
         return held[onnx], None
     [timing] = took.get("timing") or [None]
     if timing not in held:
-        raise Unknown(f"its build began with the timing cache of {timing}, which is not measured here: add that to candidates")
+        what = f"the build of {model.name} began with the timing cache of {timing}"
+        raise Unknown(f"{what}, which is not measured here: add that to candidates")
     return held[onnx], held[timing].file("engine.timing")
 
 

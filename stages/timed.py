@@ -1,8 +1,8 @@
 """What a verdict says of time: against another model by rounds in turns, and by itself by the runs between which its quantile lies.
 
 All rules on pairs are judged together, so that many of them raise no more false alarms than one (measure/rounds.py). Where engines are
-built by timing, another build of the same file may be faster: an engine that was found slower was built three times more, and the build
-in the middle decides.
+built by timing, another build of the same file may be faster: where one was found slower there are three builds more, and the one in the
+middle decides.
 """
 
 from statistics import median, stdev
@@ -30,7 +30,7 @@ def by_rounds(rule: Rule, pair: dict[str, Any], evidence: Evidence, together: di
         if chosen is not pair:
             found |= between_builds(pair, channel, found["text"])
         elif decision.verdict == "fail" and "not_rebuilt" in pair:
-            found["text"] += f"; another build of it may be faster, and there is none: {pair['not_rebuilt']}"
+            found["text"] += f"; another build may tell otherwise, and there is none: {pair['not_rebuilt']}"
         require_quiet(rule, chosen)
     except Unknown as problem:
         text = f"{found['text']}; {asked(rule)} was asked, which cannot be told: {problem}"

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from pipeline.errors import Stopped
-from stages import machine, races
+from stages import machine, races, rebuilt
 from stages.bundle_files import runtime_tensorrt
 from stages.engines import TABLE
 from stages.judged import judge_one
@@ -39,13 +40,13 @@ def line(tmp_path_factory):
         yield onnx, first, small_line.made(stage, "engine", {"onnx": onnx, "timing": first}, folder)
 
 
-def raced(monkeypatch, tmp_path, line, slower, lineage=LINEAGE, given=None, **more):
+def raced(monkeypatch, tmp_path, line, slower, lineage=LINEAGE, given=None, against="onnx", **more):
     """The entry of pairs.json where the engine and its further builds take so much longer; and the models that were timed."""
     onnx, first, engine = line
     held, left, timed = given or (onnx, first, engine), iter(slower), []
 
     def measure(candidate, baseline, images, work, *, tolerance, **how):
-        timed.append((candidate, json.loads(candidate.file("engine.timing").read_text())[2]))
+        timed.append((candidate, json.loads(candidate.file("engine.timing").read_text())[2], baseline))
         found = rounds(20, next(left), on_gpu=True, **more)
         told = {"candidate": candidate.name, "baseline": baseline.name, "tolerance": tolerance}
         return told | pairs.conditions(found) | {"rounds": found}
@@ -53,7 +54,7 @@ def raced(monkeypatch, tmp_path, line, slower, lineage=LINEAGE, given=None, **mo
     monkeypatch.setattr(pairs, "measure", measure)
     job = small_line.Job(tmp_path / "job")
     job.lineage = lineage
-    [entry] = races.races([["engine", "onnx"]], held, [], job, {"tolerance": 0.05, "between": lambda done, total: None})
+    [entry] = races.races([["engine", against]], held, [], job, {"tolerance": 0.05, "between": lambda done, total: None})
     return entry, timed, job
 
 
@@ -67,10 +68,11 @@ def test_rows_that_pick_by_timing_say_so():
 
 def test_an_unlucky_build_is_found_out_by_three_more_of_the_same_file(monkeypatch, tmp_path, line):
     entry, timed, job = raced(monkeypatch, tmp_path, line, [0.08, 0.0, 0.09, 0.01])
-    assert [model.name for model, _ in timed] == ["engine"] * 4 and len({model.folder for model, _ in timed}) == 4
-    assert all(json.loads(json.dumps(model.facts["built"])) == line[2].facts["built"] for model, _ in timed)
-    assert [measured for _, measured in timed] == [2, 2, 2, 2]  # each began with the cache the recipe gives, none with what one left
-    assert "built 3 times more" in job.said[0] and "3 builds more: wall -0." in entry["told"].replace("+0.", "-0.")
+    assert [model.name for model, _, _ in timed] == ["engine"] * 4 and len({model.folder for model, _, _ in timed}) == 4
+    assert {baseline.name for _, _, baseline in timed} == {"onnx"} and len({str(baseline.folder) for _, _, baseline in timed}) == 1
+    assert all(json.loads(json.dumps(model.facts["built"])) == line[2].facts["built"] for model, _, _ in timed)
+    assert [measured for _, measured, _ in timed] == [2, 2, 2, 2]  # each began with the cache the recipe gives, none with what one left
+    assert "builds by timing differ: 3 more of engine" in job.said[0] and "3 builds more: wall -0." in entry["told"].replace("+0.", "-0.")
     told = verdict(tmp_path, entry)
     assert told["passed"] is True and told["value"] == pytest.approx(1.01, abs=0.005)
     assert told["builds"]["first"] == pytest.approx(0.08, abs=0.01) and told["builds"]["standard_deviation"] == pytest.approx(
@@ -78,6 +80,21 @@ def test_an_unlucky_build_is_found_out_by_three_more_of_the_same_file(monkeypatc
     )
     assert "the one in the middle of 3 builds more (" in told["text"] and "the one that was measured first takes +8." in told["text"]
     assert len(entry["builds"]) == 3 and all(len(build["rounds"]) == 20 for build in entry["builds"])
+
+
+def test_a_baseline_that_is_built_by_timing_is_built_again_for_each_of_them(monkeypatch, tmp_path, line):
+    lineage, calls = LINEAGE | {"first": {"onnx": ["onnx"]}}, []
+    _, timed, job = raced(monkeypatch, tmp_path / "a", line, [0.08, 0.0, 0.0, 0.0], lineage, against="first")
+    assert len({baseline.folder for _, _, baseline in timed}) == 4 and job.said[0].endswith("3 more of engine and first")
+    assert [json.loads(baseline.file("engine.timing").read_text())[2] for _, _, baseline in timed] == [1] * 4
+
+    def released(name, known, work):
+        calls.append((name, work.name))
+        return replace(line[1], name="released")
+
+    monkeypatch.setattr(rebuilt, "rebuilt", released)
+    raced(monkeypatch, tmp_path / "b", line, [0.08, 0.0, 0.0, 0.0], against="released")
+    assert calls == [("engine", "released_0")] + [("engine", f"build_{k}_released") for k in range(3)]
 
 
 def test_a_loss_that_most_builds_show_is_the_changes(monkeypatch, tmp_path, line):
@@ -100,14 +117,14 @@ def test_where_it_cannot_be_built_again_that_is_said_and_the_loss_stands(monkeyp
     onnx, _, engine = line
     for k, (lineage, held, why) in enumerate(
         [
-            ({}, None, "it is made of no ONNX file"),
-            ({"engine": {"onnx": ["fp16"]}}, None, "it is made of fp16, which is not measured here: add that to candidates"),
-            (LINEAGE, (onnx, engine), "its build began with the timing cache of first, which is not measured here"),
+            ({}, None, "engine is made of no ONNX file"),
+            ({"engine": {"onnx": ["fp16"]}}, None, "engine is made of fp16, which is not measured here: add that to candidates"),
+            (LINEAGE, (onnx, engine), "the build of engine began with the timing cache of first, which is not measured here"),
         ]
     ):
         entry, timed, _ = raced(monkeypatch, tmp_path / str(k), line, [0.08], lineage, held)
         told = verdict(tmp_path / str(k), entry)
-        assert told["passed"] is False and f"another build of it may be faster, and there is none: {why}" in told["text"]
+        assert told["passed"] is False and f"another build may tell otherwise, and there is none: {why}" in told["text"]
         assert len(timed) == 1 and why in entry["told"]
 
 
@@ -121,4 +138,4 @@ def test_between_two_builds_it_can_be_stopped(monkeypatch, tmp_path, line):
         raise Stopped("stopped", 2)
 
     with pytest.raises(Stopped):
-        races.built_more(engine, {"onnx": onnx, "first": first}, lost, job, stop, lambda model: pytest.fail("was measured"))
+        races.built_more([engine, onnx], {"onnx": onnx, "first": first}, lost, job, stop, lambda models: pytest.fail("was measured"))

@@ -26,7 +26,9 @@ def _pair(pair: dict) -> Safe:
     cards = [_card(pair, word, channel) for word, channel in pair["channels"].items() if channel]
     cards += [_builds(pair, word) for word in pair["channels"] if any(build[word] for build in pair["builds"])]
     unbuilt = (
-        el("p", f"Another build may be faster, and there is none: {pair['not_rebuilt']}", class_="sub") if pair["not_rebuilt"] else None
+        el("p", f"Another build may tell otherwise, and there is none: {pair['not_rebuilt']}", class_="sub")
+        if pair["not_rebuilt"]
+        else None
     )
     unread = None if cards else el("p", "Its rounds could not be read.", class_="say")
     return el("div", title, busy, el("div", cards, class_="charts pairs"), unread, unbuilt, class_="scene")
@@ -52,7 +54,7 @@ def _card(pair: dict, word: str, channel: dict) -> Safe:
 def _builds(pair: dict, word: str) -> Safe:
     shown = [("measured first", pair["channels"][word])] + [(f"build {k}", build[word]) for k, build in enumerate(pair["builds"], 1)]
     rows = [one | {"label": f"{label}: {_signed(one['change'])}", "title": f"{label}: {_found(one)}"} for label, one in shown if one]
-    sub = el("span", "The same file, built again with the same settings. The build in the middle of the new ones decides.", class_="sub")
+    sub = el("span", "The same files, built again with the same settings. The one in the middle of the new builds decides.", class_="sub")
     return el("div", el("h3", f"{SAYS[word]}, by build"), charts.intervals(rows, _lines(pair), "longer, %"), sub, class_="card")
 
 

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.rules import CPU_TIMES, RELEASED, TIMES, Rule
+from stages.rules import CPU_TIMES, MISMATCHES, RELEASED, TIMES, Rule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,9 @@ class Evidence:
 
     def __init__(self, measurement: dict[str, Any], folder: Path | None = None, released: Any = None):
         self.measurement, self.folder, self.released = measurement, folder, released
+        self._names: list[str] | None = None
+        self._counted: dict[tuple[str, str | None], Any] = {}  # by pair: a gate may have a rule for every class
+        self._resampled: dict[tuple[str, str | None], Any] = {}
 
     def noise(self) -> str | None:
         """Why times by the clock say nothing; None where they do."""
@@ -73,8 +76,45 @@ class Evidence:
     def class_number(self, rule: Rule) -> int:
         return self.measurement["classes"].index(rule.metric.removeprefix("iou."))
 
+    def mismatches(self, rule: Rule) -> "np.ndarray | None":
+        """int64 (N, 2) labelled pixels and those that the rule counts; None where a measurement was stored without."""
+        found, column = read(self.folder, f"mismatch_{rule.of}"), 1 + MISMATCHES.index(rule.metric)
+        return None if found is None or column >= found.shape[1] else found[:, [0, column]]
+
+    def unmeasured(self, rule: Rule) -> str:
+        """Why a figure is not there, where that is known."""
+        return (self.measurement.get("mismatch") or {}).get("why") or "" if rule.metric == "clear_mismatch" else ""
+
+    def name(self, image: int) -> str:
+        """Of an image, by its number in the split."""
+        if self._names is None:
+            file = self.folder / "names.json" if self.folder else None
+            self._names = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else []
+        return self._names[image] if image < len(self._names) else f"image {image}"
+
+    def resampled(self, rule: Rule) -> Any:
+        """measure.bootstrap.Intervals of every class: IoU, or with `against` (2 C,) differences and ratios."""
+        import numpy as np
+
+        from stages.measure.bootstrap import bootstrap
+
+        def compared(iou: np.ndarray) -> np.ndarray:
+            of, other = iou[..., 0, :], iou[..., -1, :]
+            return np.concatenate([of - other, of / np.where(other > 0, other, np.nan)], axis=-1)
+
+        pair = (rule.of, rule.against)
+        if pair not in self._resampled:
+            counted = self.counted(rule)
+            self._resampled[pair] = bootstrap(counted[:2], compared) if rule.against else bootstrap(counted[:1], lambda iou: iou[..., 0, :])
+        return self._resampled[pair]
+
     def counted(self, rule: Rule) -> Any:
         """measure.sure.Counted of the rule's models; None where a measurement was stored without counts."""
+        if (pair := (rule.of, rule.against)) not in self._counted:
+            self._counted[pair] = self._read(rule)
+        return self._counted[pair]
+
+    def _read(self, rule: Rule) -> Any:
         from stages.measure.sure import Counted
 
         of = read(self.folder, f"counts_{rule.of}")

@@ -11,13 +11,13 @@ from pydantic import Field
 from pipeline.errors import BadData, Stillhouse
 from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages import machine
+from stages.measure.allowed import EXACT
 
 if TYPE_CHECKING:
     import numpy as np
     from onnx import ModelProto
     from torch import nn
 
-LEAST_AGREEMENT = 0.9999  # share of pixels on which ONNX and PyTorch must give the same class
 REHEARSED_AGREEMENT = 0.999  # after two steps of training classes still tie at many pixels
 LOGIT_IMAGES = 2  # images on which logits are compared too
 
@@ -110,7 +110,7 @@ def checked(module: "nn.Module", proto: "ModelProto", file: Path, data, stage, j
     error = max_logit_error(module, session_of(with_logits).session, [image for _, image in islice(picked(data, stage), LOGIT_IMAGES)])
     with_logits.unlink()
     if least is None:
-        least = REHEARSED_AGREEMENT if job.rehearsing else LEAST_AGREEMENT
+        least = REHEARSED_AGREEMENT if job.rehearsing else EXACT.agreement
     if found.agreement < least:
         raise Stillhouse(
             f"the exported file is not the network: on {found.images} images of {stage.split} it agrees with PyTorch on "

@@ -41,6 +41,9 @@ class Gate(Stage):
         return found
 
     def _of_models(self, rule: Rule, measured: Stage, earlier: dict[str, Stage]) -> Iterator[tuple[tuple, str]]:
+        if rule.metric == "clear_mismatch" and not _gives_logits(earlier.get(measured.reference)):
+            text = f"{measured.reference}, the reference of {self.measured}, gives no logits: take a checkpoint"
+            yield ("metric",), f"{text}, or an ONNX file exported with logits: true"
         held, paired = [measured.reference, *measured.candidates], rule.is_of_pair and [rule.of, rule.against] in measured.pairs
         if rule.against == RELEASED and rule.is_time and not paired:
             text = f"a time against {RELEASED} is a median with an at_most_ratio above 1 (p50_ms, cpu_p50_ms), timed in turns"
@@ -90,6 +93,13 @@ def judged_again(settings: dict[str, Any], inputs: dict[str, Any], released: Any
     from stages.judged import judge
 
     return judge(Gate.model_validate(settings).rules, of_artifact(inputs["measured"], released))
+
+
+def _gives_logits(stage: Stage | None) -> bool:
+    """As far as a recipe tells it."""
+    if stage is None or stage.makes != "OnnxModel":
+        return stage is None or stage.makes == "Checkpoint" or stage.engine.kind == "pytorch"
+    return getattr(stage, "logits", stage.kind == "quantize")
 
 
 def _place(name: str, earlier: dict[str, Stage]) -> str | None:

@@ -1,13 +1,13 @@
 """Holds the rules of a gate against the evidence, and puts each outcome into one sentence with its numbers.
 
-Accuracy is judged by what other images of the kind would say (measure/sure.py), times by what other runs would (timed.py). Every
+Accuracy is judged by what other images of the kind would say (counted.py), times by what other runs would (timed.py). Every
 outcome is True, False or None: undecided. What was not measured is a broken rule; what cannot be compared is an undecided one.
 """
 
-import math
 from typing import Any
 
 from pipeline.errors import BadData
+from stages.counted import by_images, by_pixels, classes_that_lost
 from stages.evidence import Busy, Evidence, Unknown
 from stages.rules import RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
 from stages.timed import by_rounds, by_runs, decisions
@@ -42,7 +42,8 @@ def judge_one(
             against = evidence.other_figure(rule)
         if of is None or (rule.against and against is None):
             unknown = " and ".join(name for name, value in ((rule.of, of), (rule.against, against)) if name and value is None)
-            return entry | {"text": f"{rule.metric} of {unknown} was not measured; {asked(rule)} was asked"}
+            why = f" ({reason})" if (reason := evidence.unmeasured(rule)) else ""
+            return entry | {"text": f"{rule.metric} of {unknown} was not measured{why}; {asked(rule)} was asked"}
         entry["value_against"], text = against, spoken(rule, of, against, {})
         if rule.metric in TIMES and (noise := evidence.noise()):
             raise Busy(noise)
@@ -63,76 +64,8 @@ def decided(rule: Rule, evidence: Evidence, kept: bool, lost: bool) -> tuple[boo
     """The outcome, what there is to say about it, and further fields of the entry. `kept`: what the figures alone say."""
     if rule.family in ("miou", "iou") and (counted := evidence.counted(rule)) is not None:
         return by_images(rule, counted, evidence, kept, lost)
+    if rule.is_mismatch and (counted := evidence.mismatches(rule)) is not None:
+        return by_pixels(rule, counted, evidence, kept)
     if rule.is_time and rule.against is None and list(rule.limits()) == ["at_most"] and rule.sure is not False:
         return by_runs(rule, evidence.samples(rule), kept)
     return kept, [], {}
-
-
-def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bool) -> tuple[bool | None, list[str], dict[str, Any]]:
-    """By counts per image."""
-    from stages.measure.paired import FEW_IMAGES
-    from stages.measure.sure import in_words
-
-    images, found = len(counted.of), margins(rule, counted, evidence)
-    weighed = rule.sure is True or (rule.sure is None and images >= FEW_IMAGES)
-    sure = all(one.sure for one in found.values())
-    if rule.family == "iou" and weighed and not kept:
-        passed = False if lost or any(one.chance is None for one in found.values()) else None
-    elif rule.family == "iou":
-        passed = None if kept and rule.sure and not sure else kept
-    else:
-        passed = None if kept and weighed and not sure else kept
-    why = [in_words(one, images, limit) for limit, one in found.items()]
-    low = [one for limit, one in found.items() if not one.certified and one.se and (images < FEW_IMAGES or not visible(rule, limit, one))]
-    if passed is None and not kept:
-        why.append(f"{images} images do not show that it is no chance")
-    elif passed is None:
-        why.append("too few images to promise it. More of them decide, or `sure: false` judges the figure alone")
-    if low and rule.against and passed:
-        why.append(f"low power: {images} images find a drop of {max(one.detectable for one in low):.2g} points, not a smaller one")
-    if any(one.chance is None for one in found.values()):
-        why.append("low evidence: few images hold the class")
-    numbers = {limit: {"edge": told(one.edge), "se": one.se, "certain": one.certain} for limit, one in found.items()}
-    return passed, why, {"images": images, "low_power": bool(low), "confidence": numbers}
-
-
-def classes_that_lost(rules: list[Rule], evidence: Evidence) -> frozenset[Rule]:
-    """Of all rules on classes together: those that lost more than chance can explain, at 5 % for all of them (Holm)."""
-    asked_for = [rule for rule in rules if rule.family == "iou"]
-    if not asked_for:
-        return frozenset()
-    from stages.measure.paired import CLASS_LEVEL, holm
-
-    found = []
-    for rule in asked_for:
-        try:
-            counted = evidence.counted(rule) if evidence.figure(rule) is not None else None
-            known = margins(rule, counted, evidence) if counted is not None else {}
-        except (Unknown, BadData):
-            continue
-        worst = min(known.values(), key=lambda one: one.points, default=None)
-        if worst is not None and worst.chance is not None:
-            found.append((rule, worst))
-    significant = holm([worst.chance for _, worst in found], CLASS_LEVEL)
-    return frozenset(
-        rule for (rule, worst), is_lost in zip(found, significant, strict=True) if is_lost and (worst.shown or not rule.against)
-    )
-
-
-def margins(rule: Rule, counted: Any, evidence: Evidence) -> dict[str, Any]:
-    from stages.measure.sure import margin
-
-    number = evidence.class_number(rule) if rule.family == "iou" else None
-    return {limit: margin(counted, limit, bound, number) for limit, bound in rule.limits().items()}
-
-
-def visible(rule: Rule, limit: str, found: Any) -> bool:
-    """Whether a loss as large as is allowed would be found. A figure alone has no allowance."""
-    if rule.against is None:
-        return True
-    return found.detectable <= (abs(rule.limits()[limit]) if not limit.endswith("_ratio") else math.inf)
-
-
-def told(value: float) -> float | None:
-    """JSON knows no infinity."""
-    return value if math.isfinite(value) else None

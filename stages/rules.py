@@ -10,8 +10,10 @@ RELEASED = "released"  # in `against`: the same model in the committed baseline;
 PERCENTILES = ("p50", "p90", "p99")
 TIMES = {f"{p}_ms": ("image_ms", p) for p in PERCENTILES} | {f"engine_{p}_ms": ("engine_ms", p) for p in PERCENTILES}
 CPU_TIMES = {"cpu_p50_ms": ("image_cpu_ms", "p50"), "engine_cpu_p50_ms": ("engine_cpu_ms", "p50")}
-METRICS = ("miou", "boundary_f", "agreement", "size_mb", *TIMES, *CPU_TIMES)
+MISMATCHES = ("mismatch", "clear_mismatch")
+METRICS = ("miou", "boundary_f", "agreement", *MISMATCHES, "size_mb", *TIMES, *CPU_TIMES)
 UNITS = {"miou": "points", "boundary_f": "points", "iou": "points", "size_mb": "MB", "agreement": ""}  # of times: ms
+UNITS |= dict.fromkeys(MISMATCHES, "%")
 DIGITS = {"miou": ".2f", "boundary_f": ".2f", "iou": ".2f", "agreement": ".6f"}  # in sentences; the verdict holds the whole number
 LIMITS = ("at_least", "at_most", "at_least_ratio", "at_most_ratio")
 
@@ -22,8 +24,9 @@ class Rule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     metric: str = Field(
-        description=f"{', '.join(METRICS)}, or iou.CLASS. Times are of one image in memory; engine_ ones of the engine alone; cpu_ ones "
-        "count the processor time of all threads and hold on a busy machine."
+        description=f"{', '.join(METRICS)}, or iou.CLASS. mismatch: % of the labelled pixels whose class is not the reference's; clear_ "
+        "where the reference's two best classes were no tie (52.5 : 47.5 or further apart). Times are of one image in memory; engine_ ones "
+        "of the engine alone; cpu_ ones count the processor time of all threads and hold on a busy machine."
     )
     of: str = Field(description="The model judged: a name among reference and candidates of the measurement.")
     against: str | None = Field(
@@ -37,10 +40,10 @@ class Rule(BaseModel):
     at_most_ratio: float | None = Field(None, allow_inf_nan=False, description="Largest ratio (of / against).")
     sure: bool | None = Field(
         None,
-        description="true: more images or runs of this kind would keep the limit, too, with 95 % confidence (miou, iou.CLASS; of times "
-        "99 %), or the rule is undecided. false: the figure decides, also for p90 and p99 against another model, which chance rules. none: "
-        "as true where there are enough of them (100 images), below that the figure decides and the verdict says how small a drop it can "
-        "see. Classes then fail only for what is no chance.",
+        description="true: more images or runs of this kind would keep the limit, too, with 95 % confidence (miou, iou.CLASS, mismatch; of "
+        "times 99 %), or the rule is undecided. false: the figure decides, also for p90 and p99 against another model, which chance rules. "
+        "none: as true from 100 images on; below that the figure decides and the verdict says how small a drop it can see. Classes then "
+        "fail only for what is no chance, and a mismatch is judged by its figure: it is counted.",
     )
 
     @model_validator(mode="after")
@@ -49,6 +52,8 @@ class Rule(BaseModel):
             raise ValueError(f"a rule needs a limit: one of {', '.join(LIMITS)}")
         if self.against is None and (self.at_least_ratio is not None or self.at_most_ratio is not None):
             raise ValueError("a ratio needs two models: name the other one in against")
+        if self.is_mismatch and self.against is not None:
+            raise ValueError(f"{self.metric} compares with the reference of the measurement: leave against out")
         return self
 
     def limits(self) -> dict[str, float]:
@@ -64,6 +69,10 @@ class Rule(BaseModel):
         """Whether rounds in turns can judge it: a median that may grow by so much against another."""
         median = self.is_time and self.metric.endswith("p50_ms")
         return median and bool(self.against) and list(self.limits()) == ["at_most_ratio"] and self.at_most_ratio > 1
+
+    @property
+    def is_mismatch(self) -> bool:
+        return self.metric in MISMATCHES
 
     @property
     def is_time(self) -> bool:
@@ -111,14 +120,21 @@ def judged_value(limit: str, of: float, against: float | None) -> float | None:
 
 
 def spoken(rule: Rule, of: float, against: float | None, values: dict[str, float | None]) -> str:
-    """E.g. `miou of engine is 41.2 points, of student 41.3 points, difference -0.1 points`."""
+    """E.g. `miou of engine is 41.20 points, of student 41.30, difference -0.1`."""
     unit, digits = f" {UNITS.get(rule.family, 'ms')}".rstrip(), DIGITS.get(rule.family, ".3g")
+    text = f"{rule.metric} of {rule.of} is {of:{digits}}{unit}"
     if against is None:
-        return f"{rule.metric} of {rule.of} is {of:{digits}}{unit}"
-    text = f"{rule.metric} of {rule.of} is {of:{digits}}{unit}, of {rule.against} {against:{digits}}{unit}"
-    differences = [f"difference {of - against:+.2g}{unit}"] if any(not name.endswith("_ratio") for name in values) else []
+        return text
+    unit = "" if unit == " points" else unit
+    text += f", of {rule.against} {against:{digits}}{unit}"
+    differences = [f"difference {short(of - against, '+')}{unit}"] if any(not name.endswith("_ratio") for name in values) else []
     ratios = [f"ratio {of / against:.4g}" if against else "no ratio to 0"] if any(name.endswith("_ratio") for name in values) else []
     return ", ".join([text, *differences, *ratios])
+
+
+def short(value: float, sign: str = "") -> str:
+    """For a sentence: two digits after the point, below 1 two that count."""
+    return f"{value:{sign}.2f}" if abs(value) >= 1 else f"{value:{sign}.2g}"
 
 
 def asked(rule: Rule) -> str:

@@ -110,7 +110,6 @@ class Validate(Stage):
         from stages.measure import waterfall
         from stages.measure.accuracy import accuracy
         from stages.measure.changes import changes, compared
-        from stages.measure.fingerprint import fingerprint
         from stages.measure.kept import kept
         from stages.measure.predict import require_same_table
         from stages.races import RAW, races
@@ -123,13 +122,13 @@ class Validate(Stage):
         if not len(samples):
             raise BadData(f"split {self.split} of {data.name} is empty: there is nothing to measure on")
         lined_up = waterfall.models(reference, candidates, job.lineage)
-        models, hops, equal, maps = accuracy(lined_up, reference.name, samples, job)
-        models = {artifact.name: models[artifact.name] for artifact in (reference, *candidates)}
+        found = accuracy(lined_up, reference.name, samples, job)
+        models = {artifact.name: found.models[artifact.name] for artifact in (reference, *candidates)}
         decides = candidates[-1].name if candidates else reference.name
-        pictures = write_pictures(equal[[m.name for m in lined_up].index(decides)], models, samples, maps, self.pictures, job.out)
-        seen = fingerprint((samples[i] for i in range(len(samples))), data.facts["classes"])
+        equal = found.equal[[m.name for m in lined_up].index(decides)]
+        pictures = write_pictures(equal, models, samples, found.maps, self.pictures, job.out)
         asked = compared(reference, candidates, self.pairs)
-        changed = changes(asked, samples, maps, seen, self.pictures, job.released, job)
+        changed = changes(asked, samples, found.maps, found.fingerprint, self.pictures, job.released, job)
         times, conditions = latencies(inputs["latency_of"], samples, data, self.latency, job)
         for name, latency in times.items():
             models[name]["latency"] = latency
@@ -138,13 +137,15 @@ class Validate(Stage):
         for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
             models[name]["kept"] = verdict
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
-        measurement |= {"fingerprint": seen, "reference": reference.name, "models": models, "waterfall": hops}
+        measurement |= {"fingerprint": found.fingerprint, "mismatch": found.mismatch}
+        measurement |= {"reference": reference.name, "models": models, "waterfall": found.waterfall}
         measurement |= {"pictures": pictures, "changes": changed}
         measurement |= {"machine": machine.facts(), "conditions": conditions}
         if raced:
             (job.out / "pairs.json").write_text(json.dumps(raced, separators=(",", ":")) + "\n", encoding="utf-8")
             measurement["pairs"] = [{key: value for key, value in one.items() if key not in RAW} for one in raced]
         measurement |= {"target": {"name": self.target, "facts": job.target.facts}} if self.target else {}
+        (job.out / "names.json").write_text(json.dumps([samples.name(i) for i in range(len(samples))]) + "\n", encoding="utf-8")
         (job.out / "measurement.json").write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
         for line in said(measurement, job.rehearsing):
             job.say(line)

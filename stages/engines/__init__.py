@@ -24,7 +24,7 @@ TABLE = Table(__name__)
 
 
 class Session(Protocol):
-    """An opened engine."""
+    """An opened engine. One that can gives logits, too: with_logits(images) -> class maps, float (B, C, h, w) as torch or numpy has it."""
 
     ran: dict[str, Any]  # what really runs, read back from the runtime: runtime, provider, precision, threads, argmax
 

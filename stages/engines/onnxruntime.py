@@ -104,6 +104,13 @@ class Session:
             return answer(lambda: self._named(self._placed(images), self.tail.room(images)), images)
         return answer(lambda: self.session.run(["classmap"], {"image": images})[0], images)
 
+    @property
+    def with_logits(self):
+        """Only of a file that gives both."""
+        if self.tail or "logits" not in {output.name for output in self.session.get_outputs()}:
+            return None
+        return lambda images: self.session.run(["classmap", "logits"], {"image": images})
+
     def bind(self, images):
         placed = self._placed(images)
         if self.tail:

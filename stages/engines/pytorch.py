@@ -69,6 +69,13 @@ class Session:
 
         return self._maps(torch.from_numpy(images).to(self.device)).cpu().numpy()
 
+    def with_logits(self, images):
+        import torch
+
+        placed = torch.from_numpy(images).to(self.device)
+        logits = self._logits(placed)
+        return self._named(logits, placed).cpu().numpy(), logits
+
     def bind(self, images):
         import torch
 
@@ -83,11 +90,19 @@ class Session:
 
     def _maps(self, images):
         """uint8 (B, H, W, 3) tensor -> uint8 (B, H, W) tensor."""
+        return self._named(self._logits(images), images)
+
+    def _logits(self, images):
+        """float32 or bfloat16 (B, C, h, w)"""
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.module(images.permute(0, 3, 1, 2).float().contiguous())["logits"]
+
+    def _named(self, logits, images):
         import torch
 
         from stages.models import classmap
 
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.module(images.permute(0, 3, 1, 2).float().contiguous())["logits"]
         with torch.inference_mode():
             return classmap(logits, tuple(images.shape[1:3]), self.module.align_corners)

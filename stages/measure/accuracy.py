@@ -5,7 +5,7 @@ Class maps are kept (compressed, in the stage's state) until all is counted: two
 
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,14 +13,18 @@ from pipeline.errors import BadData, Stopped
 from pipeline.stage import Job
 from stages import elsewhere
 from stages.measure.boundary import boundaries, boundary_f
+from stages.measure.fingerprint import Fingerprint
 from stages.measure.miou import counts, miou
+from stages.measure.mismatch import CLEAR, mismatches, percents, reader
 from stages.measure.paired import touched
 from stages.measure.predict import open_rewritten, parameter_count, weight_bytes
 from stages.measure.waterfall import Model, hop, precision, share, summary
 
+LABEL, CLEARLY = " label", " clear"  # no stage can be called so
+
 
 class Maps:
-    """The class maps of every model on every image."""
+    """The class maps of every model on every image, the labels, and where the reference's choice was clear."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -36,61 +40,94 @@ class Maps:
         return np.frombuffer(zlib.decompress(kept[16:]), np.uint8).reshape(np.frombuffer(kept[:16], np.int64))
 
 
-def accuracy(models: list[Model], reference: str, samples, job: Job) -> tuple[dict[str, dict], dict[str, Any], np.ndarray, Maps]:
-    """What measurement.json holds of every model and of the waterfall; int64 (M, N, 2) pixels equal to the reference's, all; the maps."""
-    maps, entries, counted = Maps(job.state / "maps"), {}, {}
+class Pass(NamedTuple):
+    """What one pass of all models over all images gives."""
+
+    models: dict[str, dict]  # what measurement.json holds of each
+    waterfall: dict[str, Any]
+    equal: np.ndarray  # int64 (M, N, 2) pixels equal to the reference's, all pixels
+    maps: Maps
+    fingerprint: dict[str, Any]
+    mismatch: dict[str, Any]  # from which gap on a choice is clear, or why that is not known
+
+
+def accuracy(models: list[Model], reference: str, samples, job: Job) -> Pass:
+    maps, entries, counted, seen_pixels = Maps(job.state / "maps"), {}, {}, Fingerprint(samples.classes)
+    lacks = ""
     for k, model in enumerate(models):
-        session = open_rewritten(model.artifact) if model.rewritten else elsewhere.session(model.artifact, job)
-        counted[model.name], edges = over_all_images(session, model.name, samples, maps, job, (k, len(models)))
+        session = run = open_rewritten(model.artifact) if model.rewritten else elsewhere.session(model.artifact, job)
+        if model.name == reference:
+            clearly, lacks = reader(session, model.artifact.facts)
+            run = clearly or session
+        feed = seen_pixels.add if k == 0 else None
+        counted[model.name], edges = over_all_images(run, model.name, samples, maps, job, (k, len(models)), feed)
         entries[model.name] = entry(model, session, counted[model.name], edges)
         if not model.rewritten:
             np.save(job.out / f"counts_{model.name}.npy", counted[model.name])
     equal = np.zeros((len(models), len(samples), 2), np.int64)
     hops = []
     for k, model in enumerate(models):
-        equal[k], seen, apart = compared(model, reference, samples, maps)
+        equal[k], seen, apart, differ = compared(model, reference, samples, maps, clear=not lacks)
+        entries[model.name] |= percents(differ)
         if not model.rewritten and model.name != reference:
             np.save(job.out / f"touched_{model.name}.npy", apart)  # bounds what it can have lost, whatever the labels hold
+            np.save(job.out / f"mismatch_{model.name}.npy", differ)
         entries[model.name] |= {"role": "reference" if model.name == reference else "candidate", "agreement": share(equal[k].sum(axis=0))}
         hops.append(hop(model, entries, counted, seen, samples.classes))
     in_lines = {one["name"] for one in hops if one["from"]} | {one["from"] for one in hops}
     waterfall = summary([one for one in hops if one["name"] in in_lines])
-    return {m.name: entries[m.name] for m in models if not m.rewritten}, waterfall, equal, maps
+    split = {"clear": None, "why": f"{reference} {lacks}"} if lacks else {"clear": CLEAR, "why": None}
+    kept = {m.name: entries[m.name] for m in models if not m.rewritten}
+    return Pass(kept, waterfall, equal, maps, seen_pixels.told(), split)
 
 
-def over_all_images(session, name: str, samples, maps: Maps, job: Job, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """int64 (N, C, 3) tp, fp, fn and int64 (C, 4) boundary pixels over all images. `place`: its number, how many there are."""
+def over_all_images(session, name: str, samples, maps: Maps, job: Job, place: tuple[int, int], feed) -> tuple[np.ndarray, np.ndarray]:
+    """int64 (N, C, 3) tp, fp, fn and int64 (C, 4) boundary pixels over all images. `place`: its number, how many there are.
+
+    A session may give (class maps, where its choice was clear). `feed` is given every image and label, where anybody asks for them; the
+    labels are kept then.
+    """
     counted = np.zeros((len(samples), len(samples.classes), 3), np.int64)
     edges = np.zeros((len(samples.classes), 4), np.int64)
     for i in range(len(samples)):
         if signal := job.stop_asked():
             raise Stopped(f"stopped while measuring {name}; the measurement starts again next time", signal)
         image, label = samples[i]
-        found = session(image[None].copy())[0]  # (1, H, W, 3); samples may be views of a read-only file
-        maps.keep(name, i, found)
-        counted[i] = counts(found, label, len(samples.classes))
-        edges += boundaries(found, label, len(samples.classes))
+        if feed:
+            feed(image, label)
+            maps.keep(LABEL, i, label)
+        found = session(image[None].copy())  # (1, H, W, 3); samples may be views of a read-only file
+        if isinstance(found, tuple):
+            found, clear = found
+            maps.keep(CLEARLY, i, clear[0].view(np.uint8))
+        maps.keep(name, i, found[0])
+        counted[i] = counts(found[0], label, len(samples.classes))
+        edges += boundaries(found[0], label, len(samples.classes))
         job.progress(place[0] * len(samples) + i + 1, place[1] * len(samples))
     return counted, edges
 
 
-def compared(model: Model, reference: str, samples, maps: Maps) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+def compared(
+    model: Model, reference: str, samples, maps: Maps, clear: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """int64 (N, 2) pixels equal to the reference's, all pixels; the same of the hop before and of the first, summed over all images;
-    int64 (N, C) judged pixels of either class on which it differs from the reference."""
+    int64 (N, C) judged pixels of either class on which it differs from the reference; and those of any class (mismatch.mismatches)."""
     others, classes = {"before": model.before, "first": model.first}, len(samples.classes)
     seen = {key: np.zeros(2, np.int64) for key in others} | {"touched": np.zeros(classes, np.int64)}
     apart = np.zeros((len(samples), classes), np.int64)
+    differ = np.zeros((len(samples), 3 if clear else 2), np.int64)
     equal = np.zeros((len(samples), 2), np.int64)
     for i in range(len(samples)):
-        found, expected, label = maps.get(model.name, i), maps.get(reference, i), samples[i][1]
+        found, expected, label = maps.get(model.name, i), maps.get(reference, i), maps.get(LABEL, i)
         equal[i] = same(found, expected, model.name, reference)
         apart[i] = touched(expected, found, label, classes)
+        differ[i] = mismatches(expected, found, label, maps.get(CLEARLY, i) if clear else None)
         for key, other in others.items():
             if other is not None:
                 seen[key] += same(found, maps.get(other, i), model.name, other)
         if model.before is not None:
             seen["touched"] += touched(maps.get(model.before, i), found, label, classes)
-    return equal, seen, apart
+    return equal, seen, apart, differ
 
 
 def same(one: np.ndarray, other: np.ndarray, name: str, of: str) -> tuple[int, int]:

@@ -1,9 +1,10 @@
-"""Intervals of the drop in mIoU and in every class by drawing the images anew: no formula to trust, and fair to rare classes.
+"""Intervals by drawing the images anew: no formula to trust, and fair to classes that few images hold.
 
 Images are drawn, never pixels: pixels of one image are not independent. The intervals are bias-corrected and accelerated (BCa, Efron
-1987), for the drop of a class found in few images is skewed.
+1987), for what a class loses that is found in few images is skewed.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -11,39 +12,56 @@ import numpy as np
 
 from stages.measure.paired import require_pairs
 
+MOST = 1 << 22  # numbers drawn at a time, 32 MiB
+
 
 class Intervals(NamedTuple):
-    """The drop in mIoU, then of every class (1 + C,), in points; nan for a class never seen."""
+    """Of several figures (K,) in points; nan where the class was never seen."""
 
-    drop: np.ndarray
+    figure: np.ndarray
     se: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def bootstrap(reference: np.ndarray, candidate: np.ndarray, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Intervals:
-    """Counts int64 (N, C, 3) of both models on the same images; the same seed gives the same intervals."""
-    require_pairs(reference, candidate)
-    images = len(reference)
-    # tp and union of both models side by side: all that IoU needs. (N, 4, C)
-    table = np.stack([part for counts in (reference, candidate) for part in (counts[..., 0], counts.sum(axis=-1))], axis=1).astype(float)
-    times = np.random.Generator(np.random.PCG64(seed)).multinomial(images, np.full(images, 1 / images), resamples)  # (R, N)
-    drop = drops(table.sum(axis=0))
-    drawn = drops((times @ table.reshape(images, -1)).reshape(resamples, *table.shape[1:]))  # (R, 1 + C)
-    without = drops(table.sum(axis=0) - table)  # (N, 1 + C): each image left out once
-    low, high = bca(drop, drawn, without, confidence)
+def bootstrap(
+    counts: Sequence[np.ndarray],
+    figures: Callable[[np.ndarray], np.ndarray],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Intervals:
+    """`counts`: int64 (N, C, 3) of M models on the same images. `figures`: IoU (..., M, C) in points, nan for a class not seen -> (..., K).
+
+    The same seed gives the same intervals.
+    """
+    if len(counts) == 2:
+        require_pairs(*counts)
+    images = len(counts[0])
+    # tp and union of each model: all that IoU needs. (N, M, 2, C)
+    table = np.stack([np.stack([one[..., 0], one.sum(axis=-1)], axis=1) for one in counts], axis=1).astype(float)
+    shape, flat = table.shape[1:], table.reshape(images, -1)
+    found = figures(iou(table.sum(axis=0)))
+    drawn = np.concatenate([figures(iou((times @ flat).reshape(-1, *shape))) for times in draws(images, resamples, seed)])  # (R, K)
+    without = figures(iou(table.sum(axis=0) - table))  # (N, K): each image left out once
+    low, high = bca(found, drawn, without, confidence)
     seen = np.isfinite(drawn)
     spread = np.where(seen, drawn - mean(drawn, seen), 0.0)
-    return Intervals(drop, np.sqrt((spread**2).sum(axis=0) / np.maximum(1, seen.sum(axis=0) - 1)), low, high)
+    return Intervals(found, np.sqrt((spread**2).sum(axis=0) / np.maximum(1, seen.sum(axis=0) - 1)), low, high)
 
 
-def drops(sums: np.ndarray) -> np.ndarray:
-    """(..., 4, C) tp and union of the reference, then of the candidate -> (..., 1 + C) points."""
-    union = np.where(sums[..., 1::2, :] > 0, sums[..., 1::2, :], np.nan)
-    iou = 100 * sums[..., 0::2, :] / union  # (..., 2, C)
-    seen = ~np.isnan(iou)
-    means = np.where(seen, iou, 0.0).sum(axis=-1) / np.maximum(1, seen.sum(axis=-1))  # (..., 2)
-    return np.concatenate([means[..., :1] - means[..., 1:], iou[..., 0, :] - iou[..., 1, :]], axis=-1)
+def draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image was drawn, (R, N) in blocks."""
+    random, block = np.random.Generator(np.random.PCG64(seed)), max(1, MOST // images)
+    for k in range(0, resamples, block):
+        yield random.multinomial(images, np.full(images, 1 / images), min(block, resamples - k))
+
+
+def iou(sums: np.ndarray) -> np.ndarray:
+    """(..., M, 2, C) tp and union -> (..., M, C) points."""
+    union = np.where(sums[..., 1, :] > 0, sums[..., 1, :], np.nan)
+    return 100 * sums[..., 0, :] / union
 
 
 def bca(found: np.ndarray, drawn: np.ndarray, without: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:

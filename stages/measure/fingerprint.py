@@ -1,12 +1,10 @@
 """What two measurements must have in common before their figures may be compared: the very same pixels, labels and classes."""
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadData
 from stages.measure.miou import IGNORE
 
 WORDS = {
@@ -18,25 +16,26 @@ WORDS = {
 }
 
 
-def fingerprint(samples: Iterable[tuple[np.ndarray, np.ndarray]], classes: list[str], ignore: int = IGNORE) -> dict[str, Any]:
-    """Of (image, label) as the models got them, in order: shapes and bytes."""
-    images, labels, number = hashlib.sha256(), hashlib.sha256(), 0
-    for image, label in samples:
-        number += 1
-        for digest, array in ((images, image), (labels, label)):
+class Fingerprint:
+    """Fed with (image, label) as the models get them, in order: shapes and bytes."""
+
+    def __init__(self, classes: list[str], ignore: int = IGNORE):
+        self.classes, self.ignore = list(classes), ignore
+        self.images, self.labels, self.number = hashlib.sha256(), hashlib.sha256(), 0
+
+    def add(self, image: np.ndarray, label: np.ndarray) -> None:
+        self.number += 1
+        for digest, array in ((self.images, image), (self.labels, label)):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
-    found = {"images": number, "image_digest": images.hexdigest(), "label_digest": labels.hexdigest()}
-    return found | {"ignore": ignore, "classes": list(classes)}
 
-
-def require_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Names everything that differs between two fingerprints."""
-    if differs := differing(one, other):
-        raise BadData(f"the two were not measured on the same images; what differs: {'; '.join(differs)}. Measure both with one data stage")
+    def told(self) -> dict[str, Any]:
+        found = {"images": self.number, "image_digest": self.images.hexdigest(), "label_digest": self.labels.hexdigest()}
+        return found | {"ignore": self.ignore, "classes": self.classes}
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Everything that differs between two fingerprints, in words."""
     return [f"{words} ({shown(one[key])} and {shown(other[key])})" for key, words in WORDS.items() if one[key] != other[key]]
 
 

@@ -5,7 +5,8 @@ A sibling runs the same network on the same runtime and device; the one in fp16 
 
 from typing import Any
 
-from stages.measure.waterfall import BUDGETS, points
+from stages.measure.allowed import BY_PRECISION
+from stages.measure.waterfall import points
 
 SIBLINGS = (("fp16", "bf16"), ("f32",))  # the first group that was measured
 
@@ -20,7 +21,7 @@ def kept(models: dict[str, dict[str, Any]], valid: bool) -> dict[str, dict[str, 
 
 def judged(name: str, models: dict[str, dict[str, Any]], valid: bool) -> dict[str, Any]:
     one, sibling = models[name], sibling_of(name, models)
-    first, limit = models.get(one["first"]), BUDGETS["int8"].drop
+    first, limit = models.get(one["first"]), BY_PRECISION["int8"].drop
     loss = None if first is None else first["miou"] - one["miou"]
     lost = "" if loss is None else f"{abs(loss):.2f} points of mIoU {'below' if loss > 0 else 'above'} {one['first']}"
     if loss is not None and loss > limit:

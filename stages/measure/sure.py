@@ -4,7 +4,6 @@ Every limit on mIoU or on the IoU of a class is one sum, of - ratio * against - 
 form (paired.py). Pixels on which two models differ bound what one can have lost on these images whatever their labels: the certificate.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -69,16 +68,17 @@ def margin(counted: Counted, limit: str, bound: float, class_number: int | None 
 
 def figure(counts: np.ndarray, class_number: int | None) -> tuple[float, np.ndarray]:
     """mIoU or the IoU of a class in points, and how it leans on each image (N,). nan for a class never seen."""
-    found = influence(counts)
+    found = influence(counts if class_number is None else counts[:, [class_number]])
     if class_number is None:
         return float(mean_seen(found.iou)), mean_seen(found.image)
-    return float(found.iou[class_number]), found.image[:, class_number]
+    return float(found.iou[0]), found.image[:, 0]
 
 
-def in_words(found: Margin, images: int, limit: str) -> str:
-    """What the images say of a limit beyond the figure itself."""
-    side = "at least" if limit.startswith("at_least") else "at most"
-    sampled = "" if math.isinf(found.edge) else f"{side} {found.edge:.4g} with 95 % confidence on {images} images"
-    if not found.certified:
-        return sampled or "one image tells no error"
-    return "kept for certain: so few pixels differ" + (f"; {sampled}" if sampled else "")
+def parts(counted: Counted, class_number: int | None = None) -> np.ndarray:
+    """What each image adds to (of - against), in points (N,): with T, U the sums of tp and union over images, the difference in IoU is
+    sum_i (tp_i - tp'_i - T'/U' (u_i - u'_i)) / U, exactly. A class that one of the two never saw is left out.
+    """
+    (tp, union), (other_tp, other_union) = ((one[..., 0].astype(float), one.sum(axis=-1).astype(float)) for one in counted[:2])
+    whole, other_whole = (np.where(u.sum(axis=0) > 0, u.sum(axis=0), np.nan) for u in (union, other_union))
+    each = 100 * (tp - other_tp - other_tp.sum(axis=0) / other_whole * (union - other_union)) / whole  # (N, C)
+    return mean_seen(each) if class_number is None else np.nan_to_num(each[:, class_number])

@@ -11,24 +11,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifact import Artifact
-from stages.measure.paired import drop, most_lost
+from stages.measure.allowed import BY_PRECISION, EXACT, Allowed
+from stages.measure.paired import Z95, drop, most_lost
 
 FIELDS = ("onnx", "checkpoint")  # of a stage: what its artifact is made from
-ONE_SIDED = 1.645  # standard errors: 95 % of the time a figure lies above its estimate less these
 REWRITTEN = " rewritten"  # after a checkpoint's name; no stage can be called so
 PRECISE = {"f32": 0, "bf16": 1, "fp16": 1, "int8": 2}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a hop may cost: points of mIoU, and the share of pixels that must keep their class."""
-
-    drop: float
-    agreement: float
-
-
-EXACT = Budget(0.05, 0.9999)  # the same arithmetic, in other words
-BUDGETS = {"f32": Budget(0.05, 0.999), "bf16": Budget(0.3, 0.98), "fp16": Budget(0.2, 0.995), "int8": Budget(1.0, 0.97)}  # of engines
 
 
 @dataclass(frozen=True)
@@ -91,10 +79,10 @@ def precision(model: Model, ran: dict[str, Any]) -> str:
     return max((told or "f32", ran.get("precision", "f32")), key=lambda name: PRECISE.get(name, -1))
 
 
-def budget(model: Model, name: str) -> Budget:
-    """`name`: its precision."""
+def budget(model: Model, name: str) -> Allowed:
+    """What a hop may cost. `name`: its precision."""
     exact = model.rewritten or (model.artifact.kind == "OnnxModel" and name == "f32")
-    return EXACT if exact else BUDGETS[name]
+    return EXACT if exact else BY_PRECISION[name]
 
 
 def hop(model: Model, entries: dict[str, dict], counted: dict[str, np.ndarray], seen: dict[str, np.ndarray], classes: list[str]) -> dict:
@@ -118,7 +106,7 @@ def hop(model: Model, entries: dict[str, dict], counted: dict[str, np.ndarray], 
         "boundary_change": entry["boundary_f"] - before["boundary_f"],
         "classes": changes,
         "worst": dict(zip(("change", "class"), min(known), strict=True)) if known else None,
-        "budget": {"drop": allowed.drop, "agreement": allowed.agreement},
+        "budget": allowed._asdict(),
     }
     return found | judged(found)
 
@@ -130,7 +118,7 @@ def judged(found: dict[str, Any]) -> dict[str, str]:
     is beyond the budget by more than chance can do, and none when the certificate or the estimate with its error stays within.
     """
     lost, error, limit = -found["change"], found["standard_error"], found["budget"]["drop"]
-    margin = None if error is None else ONE_SIDED * error
+    margin = None if error is None else Z95 * error
     certain = found["most_lost"] <= limit
     faults = []
     if not certain and margin is not None and lost - margin > limit:

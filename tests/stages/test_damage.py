@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from stages.measure import mismatch, paired
+from stages.measure.allowed import BY_PRECISION, EXACT
 from stages.measure.miou import counts
+from tests.stages.small_evidence import NAMES, measured, verdict
 
 IMAGES, CLASSES, SIZE = 100, 6, (48, 72)
-SURE = 0.05  # a gap of logits that rounding does not close
 
 
 def smooth(random, cell):
@@ -35,32 +36,46 @@ def maps(logits):
     return logits.argmax(axis=1).astype(np.uint8)
 
 
-def judged(scenes, candidate, tolerance):
-    label, logits = scenes
-    tables = [np.stack([counts(p, t, CLASSES) for p, t in zip(predicted, label, strict=True)]) for predicted in (maps(logits), candidate)]
-    touched = sum(paired.touched(*pair, CLASSES) for pair in zip(maps(logits), candidate, label, strict=True))
-    return paired.judge(*tables, tolerance=tolerance, touched=touched)
+@pytest.fixture
+def judged(scenes, tmp_path):
+    """The entries of these rules on a candidate's class maps, from what validate would store of them."""
+
+    def entries(candidate, *rules):
+        label, logits = scenes
+        reference, clear = maps(logits), mismatch.clear(logits, SIZE, align_corners=False)
+        tables = [np.stack([counts(p, t, CLASSES) for p, t in zip(predicted, label, strict=True)]) for predicted in (reference, candidate)]
+        rows = list(zip(reference, candidate, label, clear, strict=True))
+        touched = np.stack([paired.touched(*row[:3], CLASSES) for row in rows])
+        differ = np.stack([mismatch.mismatches(*row) for row in rows])
+        stored = {"touched": {"engine": touched}, "mismatch": {"engine": differ}}
+        artifact = measured(tmp_path / "measured", dict(zip(("student", "engine"), tables, strict=True)), **stored)
+        return verdict(rules, artifact)["rules"]
+
+    return entries
 
 
-def split(scenes, candidate):
-    label, logits = scenes
-    rows = zip(maps(logits), candidate, label, logits, strict=True)
-    return mismatch.judge_mismatch(sum(mismatch.mismatches(a, b, t, mismatch.top_two_gap(z), SURE) for a, b, t, z in rows), 0.02)
+def lost(points):
+    return {"metric": "miou", "at_least": -points}
 
 
-def test_ties_that_rounding_moves_pass_for_certain(scenes):
+NO_TIES = {"metric": "clear_mismatch", "at_most": 0.01}
+
+
+def test_ties_that_rounding_moves_pass_for_certain(scenes, judged):
     logits = scenes[1]
     candidate = maps(logits + 2e-5 * np.random.default_rng(1).normal(0, 1, logits.shape))
     assert (candidate != maps(logits)).sum() > 3  # some did move
-    found = judged(scenes, candidate, paired.TOLERANCES["f32"])
-    assert found.passed and 0 < found.certificate <= paired.TOLERANCES["f32"] and not found.low_power
-    assert split(scenes, candidate).passed and split(scenes, candidate).decided == 0
+    drop, clear, all_ = judged(candidate, lost(EXACT.drop), NO_TIES | {"at_most": 0.0}, {"metric": "mismatch", "at_most": 0.0})
+    assert drop["passed"] is True and "kept for certain" in drop["text"] and drop["confidence"]["at_least"]["certain"] >= 0
+    assert clear["passed"] is True and clear["differ"] == 0
+    assert all_["passed"] is False and all_["differ"] > 3  # ties are what a rule on every pixel trips over
 
 
-def test_noise_of_half_precision_passes_by_its_drop_though_many_pixels_moved(scenes):
-    logits = scenes[1]
-    found = judged(scenes, maps(logits + 0.004 * smooth(np.random.default_rng(2), 4)), paired.TOLERANCES["fp16"])
-    assert found.passed and found.certificate > paired.TOLERANCES["fp16"] and found.drop.se < 0.02
+def test_noise_of_half_precision_passes_by_its_drop_though_many_pixels_moved(scenes, judged):
+    candidate = maps(scenes[1] + 0.004 * smooth(np.random.default_rng(2), 4))
+    drop, clear = judged(candidate, lost(BY_PRECISION["fp16"].drop), NO_TIES)
+    assert drop["passed"] is True and drop["confidence"]["at_least"]["certain"] < 0 and drop["confidence"]["at_least"]["se"] < 0.02
+    assert clear["passed"] is True and (candidate != maps(scenes[1])).mean() > 5e-4
 
 
 def swapped(label, logits):
@@ -78,13 +93,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_caught_even_at_the_tolerance_of_eight_bits(scenes, kind):
-    candidate = DAMAGE[kind](*scenes)
-    found = judged(scenes, candidate, paired.TOLERANCES["int8"])
-    assert not found.passed and found.drop.points > paired.TOLERANCES["int8"] and "mIoU drops by" in found.text
-    assert split(scenes, candidate).decided > 0 and not split(scenes, candidate).passed
+def test_damage_is_caught_even_at_the_tolerance_of_eight_bits(scenes, judged, kind):
+    drop, clear = judged(DAMAGE[kind](*scenes), lost(BY_PRECISION["int8"].drop), NO_TIES | {"at_most": 0.5})
+    assert drop["passed"] is False and drop["value"] < -BY_PRECISION["int8"].drop and ", in street_" in drop["text"]
+    assert clear["passed"] is False and clear["value"] > 1
 
 
-def test_of_swapped_classes_both_are_named_and_no_other(scenes):
-    found = judged(scenes, swapped(*scenes), 50.0)
-    assert [c for c, one in enumerate(found.classes) if one.lost] == [1, 2] and not found.passed
+def test_of_swapped_classes_both_are_named_and_no_other(scenes, judged):
+    rules = [{"metric": f"iou.{name}", "at_least": -2.0} for name in NAMES]
+    drop, *classes = judged(swapped(*scenes), lost(1.0), *rules)
+    assert [one["metric"] for one in classes if one["passed"] is False] == ["iou.wall", "iou.tree"]
+    assert set(list(drop["worst_classes"])[:2]) == {"wall", "tree"} and all(one["image"] % 8 == 0 for one in drop["worst"])

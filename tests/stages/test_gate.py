@@ -80,7 +80,7 @@ def test_a_rule_holds_exactly_when_its_numbers_do(rule, passed, value):
 
 def test_a_verdict_tells_the_numbers_in_one_sentence():
     found = judge(Rule(metric="miou", of="engine", against="student", at_least=-0.05), MEASUREMENT)
-    assert found["text"] == "miou of engine is 39.90 points, of student 40.00 points, difference -0.1 points; at least -0.05 was asked"
+    assert found["text"] == "miou of engine is 39.90 points, of student 40.00, difference -0.1; at least -0.05 was asked"
     assert found["limit"] == "at_least -0.05" and (found["value_of"], found["value_against"]) == (39.9, 40.0)
     found = judge(Rule(metric="p50_ms", of="engine", against="onnx", at_most_ratio=1.05), MEASUREMENT)
     assert found["text"] == "p50_ms of engine is 5 ms, of onnx 10 ms, ratio 0.5; a ratio of at most 1.05 was asked"
@@ -202,3 +202,32 @@ def test_a_time_against_the_released_engine_needs_its_pair_and_one_tolerance():
     assert field == "at_most_ratio" and "until 0.02 can be told, this asks for 0.05" in text
     assert problems({"metric": "miou", "of": "engine", "against": "released", "at_least": -1.0}, pairs=[]) == []
     assert [field for field, _ in problems(rule | {"of": "released"})] == ["against", "of"]
+
+
+def test_a_split_of_mismatch_needs_a_reference_that_gives_logits_and_no_second_model():
+    from stages.export import Export
+    from stages.optimize import Optimize
+    from stages.quantize import Quantize
+
+    settings = {"kind": "validate", "data": "data", "reference": "onnx", "candidates": ["engine"]}
+    measured = Validate.model_validate(settings)
+
+    def problems(reference, metric="clear_mismatch"):
+        rule = {"metric": metric, "of": "engine", "at_most": 0.01}
+        gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": [rule]})
+        return [(path[-1], text) for path, text in gate.problems({"measured": measured, "onnx": reference})]
+
+    plain = Export(kind="export", data="data", checkpoint="student")
+    [(field, text)] = problems(plain)
+    assert field == "metric" and text.startswith(
+        "onnx, the reference of measured, gives no logits: take a checkpoint, or an ONNX file exported"
+    )
+    assert problems(plain, "mismatch") == problems(plain.model_copy(update={"logits": True})) == []
+    assert (
+        problems(Quantize.model_validate({"kind": "quantize", "data": "data", "onnx": "o", "to": "fp16", "runtime": "onnxruntime"})) == []
+    )
+    eager = {"kind": "optimize", "checkpoint": "student", "engine": {"kind": "pytorch"}}
+    assert problems(Optimize.model_validate(eager)) == []
+    assert len(problems(Optimize.model_validate({"kind": "optimize", "onnx": "o", "engine": {"kind": "onnxruntime"}}))) == 1
+    with pytest.raises(ValidationError, match="compares with the reference of the measurement: leave against out"):
+        Rule(metric="mismatch", of="engine", against="student", at_most=1.0)

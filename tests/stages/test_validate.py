@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from onnx import TensorProto
+from onnx import helper as onnx_helper
 from PIL import Image
 
 from pipeline.errors import BadData, Stopped
+from stages.measure.fingerprint import Fingerprint
 from stages.measure.predict import open_session
 from stages.samples import open_samples
 from stages.validate import Validate, chosen, said
-from tests.stages import small_line
+from tests.stages import small_hops, small_line
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,65 @@ def test_counts_miou_and_agreement_equal_an_independent_count(line):
         assert entry["parameters"] == found["models"]["student"]["parameters"] > 1000
     assert found["models"]["student"]["agreement"] == 1 and found["models"]["teacher"]["agreement"] < 0.9
     assert found["models"]["engine"]["agreement"] >= 0.9999
+
+
+def test_pixels_that_differ_are_counted_per_image_and_split_where_the_reference_was_sure(line):
+    import torch
+    import torch.nn.functional as F
+
+    inputs, measured = line
+    found, samples = measured.json("measurement.json"), open_samples(inputs["data"], "val")
+    assert found["mismatch"] == {"clear": 0.1, "why": None}
+    reference, candidate = open_session(inputs["reference"]), open_session(inputs["candidates"][0])
+    kept = np.load(measured.file("mismatch_teacher.npy"))
+    for i in range(5):
+        image, label = samples[i][0][None], samples[i][1]
+        maps, logits = reference.with_logits(image)
+        assert (maps == reference(image)).all()
+        best = torch.topk(F.interpolate(logits, label.shape, mode="bilinear", align_corners=False)[0].softmax(0), 2, dim=0).values
+        odds = (best[0] / best[1]).numpy()
+        differs = (maps[0] != candidate(image)[0]) & (label != 255)
+        assert kept[i].tolist() == [(label != 255).sum(), differs.sum(), (differs & (odds > np.exp(0.1))).sum()]
+    pixels, differ, clear = kept.sum(axis=0)
+    assert 0 < clear < differ and found["models"]["teacher"]["mismatch"] == pytest.approx(100 * differ / pixels)
+    assert found["models"]["teacher"]["clear_mismatch"] == pytest.approx(100 * clear / pixels)
+    assert found["models"]["student"]["mismatch"] == found["models"]["engine"]["clear_mismatch"] == 0
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_reference_that_gives_no_logits_leaves_the_split_unmeasured_and_says_what_to_do(line, tmp_path, logits):
+    inputs, measured = line
+    onnx = inputs["candidates"][1]
+    if logits:
+        shape = onnx_helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", len(onnx.facts["classes"]), "h", "w"])
+        onnx = small_hops.edited(onnx, tmp_path / "onnx", "model.onnx", lambda proto: proto.graph.output.append(shape))
+    given = {"data": inputs["data"], "reference": onnx, "candidates": inputs["candidates"][:1], "latency_of": []}
+    one = small_line.made(stage(reference="onnx", candidates=["teacher"], latency_of=[], pictures=0), "measured", given, tmp_path)
+    found, teacher = one.json("measurement.json"), measured.json("measurement.json")["models"]["teacher"]
+    model = found["models"]["teacher"]
+    assert model["mismatch"] == pytest.approx(teacher["mismatch"], abs=0.01)
+    if logits:
+        assert model["clear_mismatch"] == pytest.approx(teacher["clear_mismatch"], abs=0.02) and found["mismatch"]["clear"] == 0.1
+    else:
+        assert model["clear_mismatch"] is found["mismatch"]["clear"] is None and np.load(one.file("mismatch_teacher.npy")).shape == (5, 2)
+        assert found["mismatch"]["why"] == (
+            "onnx gives no logits: take the checkpoint as reference, or an ONNX file exported with logits: true"
+        )
+
+
+def test_the_pass_that_counts_feeds_the_fingerprint_and_keeps_the_names(line, monkeypatch, tmp_path):
+    inputs, measured = line
+    samples, print_ = open_samples(inputs["data"], "val"), Fingerprint(inputs["data"].facts["classes"])
+    for i in range(5):
+        print_.add(*samples[i])
+    assert measured.json("measurement.json")["fingerprint"] == print_.told()
+    assert measured.json("names.json") == [samples.name(i) for i in range(5)]
+    read = []
+    decoded = type(samples).__getitem__
+    monkeypatch.setattr(type(samples), "__getitem__", lambda self, i: read.append(i) or decoded(self, i))
+    given = inputs | {"candidates": inputs["candidates"][:1], "latency_of": []}
+    small_line.made(stage(candidates=["teacher"], latency_of=[], pictures=0), "m", given, tmp_path)
+    assert read == [*range(5), *range(5)]  # once for every model, and never again
 
 
 def test_the_measurement_holds_what_its_readers_look_for(line):

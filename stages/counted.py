@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadData
 from stages.evidence import Evidence, Unknown
-from stages.rules import Rule, short
+from stages.rules import Rule, holds, short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,9 +40,9 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
     entry = {"images": images, "low_power": bool(low), "confidence": numbers} | (worst(rule, counted, evidence) if rule.against else {})
     why = [told_of(numbers, found, rule, images)]
     if passed is None and not kept:
-        why.append(f"that may be chance on {images} images: more of them decide, or `sure: false`")
+        why.append(f"may be chance on {images} images: more of them decide, or `sure: false`")
     elif passed is None:
-        why.append(f"{images} images are too few to promise it: more of them decide, or `sure: false` judges the figure alone")
+        why.append(f"{images} images are too few to promise it: more of them decide, or `sure: false`")
     if low and rule.against and passed:
         why.append(f"low power: {images} images find a drop of {max(one.detectable for one in low):.2g} points, not a smaller one")
     if any(one.chance is None for one in found.values()) and rule.family == "iou":
@@ -52,22 +52,25 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
     return passed, [text for text in why if text], entry
 
 
-def by_pixels(rule: Rule, counted: "np.ndarray", evidence: Evidence, kept: bool) -> Outcome:
+def by_pixels(rule: Rule, counted: "np.ndarray") -> Outcome:
     """The share of pixels whose class differs from the reference's. counted: int64 (N, 2), labelled pixels and those that differ."""
     import numpy as np
 
     from stages.measure.paired import Z95, error, known_or_worst
 
     pixels, differ = (int(n) for n in counted.sum(axis=0))
-    share, images = differ / pixels, len(counted)
-    se = error(100 * images * (counted[:, 1] - share * counted[:, 0]) / pixels)
-    edges = {name: 100 * share - (1 if name == "at_least" else -1) * Z95 * known_or_worst(se) for name in rule.limits()}
-    sure = all(edge >= rule.at_least if name == "at_least" else edge <= rule.at_most for name, edge in edges.items())
+    share, images = 100 * differ / pixels, len(counted)
+    se = error(images * (100 * counted[:, 1] - share * counted[:, 0]) / pixels)
+    edges = {name: share - (1 if name == "at_least" else -1) * Z95 * known_or_worst(se) for name in rule.limits()}
+    kept, sure = (
+        all(holds(name, found[name], limit) for name, limit in rule.limits().items()) for found in (dict.fromkeys(edges, share), edges)
+    )
     why = [f"{differ} of {pixels} labelled pixels, in {np.count_nonzero(counted[:, 1])} of {images} images"]
     entry = {"images": images, "pixels": pixels, "differ": differ}
     entry["confidence"] = {name: {"edge": told(edge), "se": se} for name, edge in edges.items()}
     if rule.sure and kept and not sure:
-        return None, [*why, "too few images to promise it: more of them decide, or `sure: false` judges these alone"], entry
+        bounds = ", ".join(short(edge) for edge in edges.values() if math.isfinite(edge)) or "unknown"
+        return None, [*why, f"95 % bound {bounds}: too few images to promise it; more of them decide, or `sure: false`"], entry
     return kept, why, entry
 
 
@@ -154,15 +157,16 @@ def told_of(numbers: dict[str, dict], found: dict[str, Any], rule: Rule, images:
         return f"kept for certain on these {images} images, whatever their labels"
     said = []
     for limit, one in found.items():
-        of, kept = "of the ratio " if limit.endswith("_ratio") else "", numbers[limit]
+        ratio, kept = limit.endswith("_ratio"), numbers[limit]
+        of, figure = ("of the ratio ", "{:.4f}".format) if ratio else ("", short)
         if one.certified:
             continue
         if kept["edge"] is None:
             return "one image tells no error"
         if ends := kept.get("interval"):
-            said.append(f"95 % interval {of}{short(ends[0])} to {short(ends[1])}")
+            said.append(f"95 % interval {of}{figure(ends[0])} to {figure(ends[1])}")
         if rule.family == "miou" or rule.sure:
-            said.append(f"95 % bound {of}{short(kept['edge'])}")
+            said.append(f"95 % bound {of}{figure(kept['edge'])}")
     return f"{', '.join(dict.fromkeys(said))} ({images} images)" if said else ""
 
 

@@ -38,7 +38,7 @@ def judge_one(
         of, against = evidence.figure(rule), None
         if of is not None:
             entry["value_of"] = of
-            text = spoken(rule.model_copy(update={"against": None}), of, None, {})
+            text = spoken(rule.model_copy(update={"against": None}), of, None, {}) + (f", against {rule.against}" if rule.against else "")
             against = evidence.other_figure(rule)
         if of is None or (rule.against and against is None):
             unknown = " and ".join(name for name, value in ((rule.of, of), (rule.against, against)) if name and value is None)
@@ -65,7 +65,7 @@ def decided(rule: Rule, evidence: Evidence, kept: bool, lost: bool) -> tuple[boo
     if rule.family in ("miou", "iou") and (counted := evidence.counted(rule)) is not None:
         return by_images(rule, counted, evidence, kept, lost)
     if rule.is_mismatch and (counted := evidence.mismatches(rule)) is not None:
-        return by_pixels(rule, counted, evidence, kept)
+        return by_pixels(rule, counted)
     if rule.is_time and rule.against is None and list(rule.limits()) == ["at_most"] and rule.sure is not False:
         return by_runs(rule, evidence.samples(rule), kept)
     return kept, [], {}

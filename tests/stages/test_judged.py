@@ -38,7 +38,10 @@ def test_many_images_must_show_that_a_drop_is_allowed_and_the_figure_alone_does_
     assert clear["passed"] is True and clear["low_power"] is (2 * 1.645 * se > lost + 2 * se)
     assert clear["confidence"]["at_least"]["edge"] == pytest.approx(-lost - 1.645 * se, abs=1e-3)
     near = judged({"at_least": -(lost + se)}, tmp_path / "b", found)
-    assert near["passed"] is None and "`sure: false` judges the figure alone" in near["text"]
+    assert (
+        near["passed"] is None
+        and near["text"].count("; 200 images are too few to promise it: more of them decide, or `sure: false`; most lost by ") == 1
+    )
     assert judged({"at_least": -(lost + se), "sure": False}, tmp_path / "c", found)["passed"] is True
     assert judged({"at_least": -(lost - 0.01)}, tmp_path / "d", found)["passed"] is False
     assert judged({"of": "student", "against": "engine", "at_most": lost + 2 * se}, tmp_path / "e", found)["passed"] is True
@@ -78,6 +81,7 @@ def test_a_floor_and_a_kept_share_are_judged_on_their_lower_bound(tmp_path):
     assert judged(floor | {"at_least": mean + 0.01}, tmp_path / "c", found)["passed"] is False
     kept = mean / miou(found.reference.sum(axis=0))[0]
     share = judged({"at_least_ratio": kept - 0.02}, tmp_path / "d", found)
+    assert f"95 % bound of the ratio {share['confidence']['at_least_ratio']['edge']:.4f} (150 images)" in share["text"]
     assert share["passed"] is True and kept - 0.02 < share["confidence"]["at_least_ratio"]["edge"] < kept
     assert judged({"at_least_ratio": kept - 1e-5}, tmp_path / "e", found)["passed"] is None
     assert judged({"at_least_ratio": kept + 1e-5}, tmp_path / "f", found)["passed"] is False
@@ -107,7 +111,7 @@ def test_a_class_that_lost_is_named_and_one_that_only_swung_is_undecided(tmp_pat
     rule = Rule(metric="iou.pole", of="engine", against="student", at_least=limit)
     two = of_artifact(measured(tmp_path / "b", {"student": found.reference, "engine": table}), None)
     swung = judge([rule], two)
-    assert swung["passed"] is None and "that may be chance on 200 images" in swung["rules"][0]["text"]
+    assert swung["passed"] is None and "; may be chance on 200 images" in swung["rules"][0]["text"]
     assert judge([rule.model_copy(update={"sure": False})], two)["passed"] is False
 
 
@@ -131,6 +135,18 @@ def test_a_class_that_lost_is_told_with_its_interval_and_the_images_that_lost_mo
         [Rule(metric="iou.person", of="engine", against="student", at_least=-2.0)], Evidence(evidence.measurement, evidence.folder)
     )
     assert again["rules"] == [entry]  # drawn images are the same ones whenever it is replayed
+
+
+def test_the_interval_is_of_what_the_limit_is_about_a_difference_a_ratio_or_the_figure_alone(tmp_path):
+    found = swapped(pair(200), 4, share=0.2)
+    rule = {"metric": "iou.person", "at_least": -50.0, "at_least_ratio": 0.2}
+    both = judged(rule, tmp_path / "a", found)
+    alone = judged({"metric": "iou.person", "at_least": 1.0, "against": None}, tmp_path / "b", found)
+    value, other = both["value_of"], both["value_against"]
+    for entry, limit, figure in ((both, "at_least", value - other), (both, "at_least_ratio", value / other), (alone, "at_least", value)):
+        low, high = entry["confidence"][limit]["interval"]
+        assert low < figure < high and high - low < 0.3 * abs(figure)
+    assert "95 % interval of the ratio 0." in both["text"] and "worst" not in alone
 
 
 def test_what_every_image_adds_to_a_loss_sums_up_to_it():
@@ -215,8 +231,11 @@ def test_pixels_that_differ_are_counted_and_only_a_strict_rule_asks_for_other_im
     assert at(0.29)["passed"] is False and at(0.3, sure=True)["passed"] is None and at(0.32, sure=True)["passed"] is True
     edge = 0.3 + 1.6449 * np.std(table[:, 1] / 10, ddof=1) / 120**0.5
     assert entry["confidence"]["at_most"]["edge"] == pytest.approx(edge, rel=1e-4)
+    assert "95 % bound 0.32: too few images to promise it" in at(0.31, sure=True)["text"]
     clear = at(0.002, "clear_mismatch")
     assert clear["passed"] is False and clear["text"].endswith("3 of 120000 labelled pixels, in 1 of 120 images")
+    np.save(artifact.folder / "mismatch_engine.npy", pixels(120, 5))  # the same figures stand in measurement.json
+    assert at(0.3)["passed"] is False
 
 
 def test_a_split_that_could_not_be_made_is_a_failed_rule_that_says_why(tmp_path):
@@ -263,6 +282,7 @@ def test_the_released_model_is_compared_image_by_image(released, tmp_path):
     assert same["passed"] is True and same["value"] == 0.0
     worse = against(baseline, tmp_path / "b", swapped(found, 3).candidate)
     assert worse["passed"] is False and worse["value"] < -3
+    assert next(iter(worse["worst_classes"])) == "car" and len(worse["worst"]) == 3
     pole = {"metric": "iou.pole", "of": "engine", "against": "released", "at_least": -1.0}
     assert against(baseline, tmp_path / "c", found.reference, pole)["passed"] is True
 
@@ -273,7 +293,8 @@ def test_what_cannot_be_compared_with_the_baseline_is_undecided_and_says_what_to
     told = against(gone, tmp_path / "a", found.reference)
     assert told["passed"] is None and f"store pull DIR {'c' * 64}" in told["text"]
     none = Released("r.json", None, "recipes/baselines/r.json does not exist: accept a run")
-    assert "does not exist: accept a run" in against(none, tmp_path / "b", found.reference)["text"]
+    text = against(none, tmp_path / "b", found.reference)["text"]
+    assert ", against released; at least -0.5 was asked, which cannot be told: " in text and text.endswith("does not exist: accept a run")
     assert against(None, tmp_path / "c", found.reference)["passed"] is None
     other = against(baseline, tmp_path / "d", found.reference, fingerprint={"label_digest": "e" * 64})
     assert other["passed"] is None and "other images" in other["text"] and "the labels" in other["text"]

@@ -97,9 +97,11 @@ def judged_again(settings: dict[str, Any], inputs: dict[str, Any], released: Any
 
 def _gives_logits(stage: Stage | None) -> bool:
     """As far as a recipe tells it."""
-    if stage is None or stage.makes != "OnnxModel":
-        return stage is None or stage.makes == "Checkpoint" or stage.engine.kind == "pytorch"
-    return getattr(stage, "logits", stage.kind == "quantize")
+    if stage is None or stage.makes == "Checkpoint":
+        return True
+    if stage.makes == "OnnxModel":
+        return getattr(stage, "logits", stage.kind == "quantize")
+    return stage.kind == "optimize" and stage.engine.kind == "pytorch"
 
 
 def _place(name: str, earlier: dict[str, Stage]) -> str | None:

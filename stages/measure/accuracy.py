@@ -52,6 +52,7 @@ class Pass(NamedTuple):
 
 
 def accuracy(models: list[Model], reference: str, samples, job: Job) -> Pass:
+    """Every model over all images, one after the other; then each beside the reference and beside what it was made from."""
     maps, entries, counted, seen_pixels = Maps(job.state / "maps"), {}, {}, Fingerprint(samples.classes)
     lacks = ""
     for k, model in enumerate(models):

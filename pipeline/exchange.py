@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from . import finding, fsops, pins
+from . import finding, fsops, pins, released
 from .errors import BadRecipe, BadStore, Refused, Stillhouse
 from .store import FILE_NAME, Damaged, Store, compare, manifest_in
 
@@ -21,19 +21,40 @@ ID = re.compile("[0-9a-f]{64}")
 
 
 def push(asked: argparse.Namespace, parts: Any) -> None:
-    """Copies an artifact (an id, or RUN/STAGE) into a plain folder, from where `store pull` takes it on another machine."""
+    """Copies an artifact (an id, or RUN/STAGE), or all that a baseline's FILE.json names, into a plain folder for `store pull`."""
     store = Store(asked.store, asked.allow_network_fs).guarded()
-    id = finding.artifact(store, asked.what)
+    for id in named(asked.what, store) or [finding.artifact(store, asked.what)]:
+        _push(store, id, asked.dir)
+
+
+def pull(asked: argparse.Namespace, parts: Any) -> None:
+    """Takes an artifact, or all that a baseline's FILE.json names, from a folder that `store push` filled, verifies and pins it."""
+    store = Store(asked.store, asked.allow_network_fs).prepare()
+    for id in named(asked.what, store) or [asked.what]:
+        _pull(store, _pushed(asked.dir, id), asked.dir)
+
+
+def named(what: str, store: Store) -> list[str]:
+    """The artifacts that a committed baseline names; [] where `what` is no file."""
+    if not what.endswith(".json"):
+        return []
+    found = released.read(Path(what), store)
+    if not found.content or not found.content["artifacts"]:
+        raise BadRecipe(found.problem or f"{what} names no artifact")
+    return list(found.content["artifacts"])
+
+
+def _push(store: Store, id: str, folder: Path) -> None:
     try:
         store.verify(id)
     except Damaged as damage:
         raise BadStore(f"{damage}: run its recipe again, it will be made anew") from None
-    target = asked.dir / id
+    target = folder / id
     if target.exists():
         examined(target, id, BadStore)
         print(f"{target}: was there, and is sound")
         return
-    fresh = asked.dir / f".{id[:12]}.{secrets.token_hex(4)}"
+    fresh = folder / f".{id[:12]}.{secrets.token_hex(4)}"
     try:
         fresh.mkdir(parents=True)
         for file in store.folder(id).iterdir():
@@ -46,15 +67,12 @@ def push(asked: argparse.Namespace, parts: Any) -> None:
     print(f"{target}: {store.kind(id)}, {store.size(id)} bytes")
 
 
-def pull(asked: argparse.Namespace, parts: Any) -> None:
-    """Takes an artifact from a folder that `store push` filled, verifies it, and pins it, so that sweeping keeps it."""
-    store = Store(asked.store, asked.allow_network_fs).prepare()
-    id = _pushed(asked.dir, asked.what)
-    kind = examined(asked.dir / id, id, Refused)["kind"]
+def _pull(store: Store, id: str, source: Path) -> None:
+    kind = examined(source / id, id, Refused)["kind"]
     if kind in NATIVE:
         raise Refused(f"{id[:12]} is of kind {kind}, which is code for the machine that built it: pull its ONNX file and build it here")
     with store.workplace(id) as folder:
-        for file in (asked.dir / id).iterdir():
+        for file in (source / id).iterdir():
             shutil.copyfile(file, folder / file.name)
         examined(folder, id, Refused)  # what was copied, not what was looked at before
         store.adopt(id, folder)

@@ -181,16 +181,17 @@ def _run(recipe: Any, store: Store, asked: argparse.Namespace, parts: Parts) -> 
             _leave(outcome, store, asked.out, parts)
     if outcome.error:
         raise outcome.error
-    return _judge(outcome, f" ({recipe.profile} profile)" if recipe.profile else "")
+    return _judge(outcome, recipe, store)
 
 
 def _leave(outcome: Any, store: Store, out: Path, parts: Parts) -> None:
     """The page and the bundles of a run."""
-    from .report import write
+    from .report import for_ci, write
     from .show import tell
 
     page = out / outcome.run / "page.html"
-    if outcome.changed or not page.exists():
+    artifacts = {s.name: s.artifact for s in outcome.steps if s.artifact}
+    if outcome.changed or not page.exists() or not _says(page.parent, for_ci(store, outcome.run, artifacts, page)):
         try:
             write(store, outcome.run, out, parts)
         except OSError as error:
@@ -203,14 +204,22 @@ def _leave(outcome: Any, store: Store, out: Path, parts: Parts) -> None:
         tell(f"bundle: {page.parent / bundle}")
 
 
-def _judge(outcome: Any, suffix: str) -> int:
-    from .runner import verdict
-    from .show import tell
+def _says(folder: Path, texts: dict[str, str]) -> bool:
+    """Whether these files are there and hold this: `gate` may have judged the run by another baseline since, and left a page of that."""
+    return all((folder / name).is_file() and (folder / name).read_text(encoding="utf-8") == text for name, text in texts.items())
 
+
+def _judge(outcome: Any, recipe: Any, store: Store) -> int:
+    from . import verdict
+    from .report import verdict_json
+    from .runner import verdict as code
+
+    noted = {"recipe": recipe.name, "profile": recipe.profile, "file": str(recipe.path)}
+    begin = finding.begin(store, outcome.run) if outcome.run else noted
     for step in outcome.steps:
         if step.artifact and step.artifact.kind == "Verdict":
-            tell(f"{step.name}{suffix}: " + gating.WORDS[step.artifact.facts["passed"]])
-    return verdict(outcome.steps)
+            verdict.show(verdict.read(verdict_json(step.artifact), step.name, outcome.run or "", begin, store))
+    return code(outcome.steps)
 
 
 def _rehearse(recipe: Any, asked: argparse.Namespace, parts: Parts) -> int:

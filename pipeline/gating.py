@@ -48,7 +48,10 @@ class Finished:
 
 
 def gate(asked: argparse.Namespace, parts: Any) -> int:
-    """Judges a finished run (the newest) by its rules and the committed baseline; --accept makes it the baseline."""
+    """Judges a finished run (the newest) by its rules and the committed baseline; --accept makes it the baseline.
+
+    What it finds goes to OUT/<run>/, too: page.html, junit.xml, summary.md. --replay only looks.
+    """
     if asked.accept and asked.replay:
         raise BadRecipe("--accept makes a run the baseline, --replay only looks at one: give one of the two")
     store = Store(asked.store)
@@ -56,8 +59,15 @@ def gate(asked: argparse.Namespace, parts: Any) -> int:
     file = asked.baseline or released.place(run.file, run.recipe, run.profile)
     if asked.accept:
         return _accept(store, run, file, parts)
-    verdicts = [(_replayed if asked.replay else _judged)(store, run, name, file, parts) for name in run.verdicts()]
-    return GateFailed.code if False in verdicts else Undecided.code if None in verdicts else 0
+    if asked.replay:
+        outcomes = [_replayed(store, run, name, parts) for name in run.verdicts()]
+    else:
+        from . import report, show
+
+        judged = {name: _judged(store, run, name, file, parts) for name in run.verdicts()}
+        outcomes = [_tell(store, run.name, name, told) for name, told in judged.items()]
+        show.tell(f"page:   {report.write(store, run.name, asked.out, parts, judged)}")
+    return GateFailed.code if False in outcomes else Undecided.code if None in outcomes else 0
 
 
 def finished(store: Store, name: str, parts: Any) -> Finished:
@@ -84,24 +94,13 @@ def verify(store: Store, artifact: Artifact) -> None:
         raise BadStore(f"{artifact.name}: {damage}; run its recipe again, it will be made anew") from None
 
 
-def tell(verdict: dict[str, Any], gate: str, run: Finished) -> bool | None:
-    """Prints a verdict, what is broken last, where a terminal shows it."""
-    from .show import plain
-
-    for rule in sorted(verdict["rules"], key=lambda rule: {True: 0, None: 1, False: 2}[rule["passed"]]):
-        print(plain(f"  {WORDS[rule['passed']]}: {rule['text']}"))
-    suffix = f" ({run.profile} profile)" if run.profile else ""
-    print(f"{gate} of {run.name}{suffix}: {WORDS[verdict['passed']]}")
-    return verdict["passed"]
-
-
-def _judged(store: Store, run: Finished, gate: str, file: Path, parts: Any) -> bool | None:
+def _judged(store: Store, run: Finished, gate: str, file: Path, parts: Any) -> dict[str, Any]:
     inputs = run.inputs(store, gate)
     known = released.read(file, store).verified(store) if run.stages[gate].names_released() else None
-    return tell(parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known), gate, run)
+    return parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known)
 
 
-def _replayed(store: Store, run: Finished, gate: str, _: Path, parts: Any) -> bool | None:
+def _replayed(store: Store, run: Finished, gate: str, parts: Any) -> bool | None:
     """With the baseline as it was then; an outcome other than the stored one is an error, whatever it is."""
     verify(store, run.artifacts[gate])
     inputs = run.inputs(store, gate)
@@ -111,16 +110,24 @@ def _replayed(store: Store, run: Finished, gate: str, _: Path, parts: Any) -> bo
     if before is not None:
         bare = released.Released(before["file"], None, before["problem"])
         known = released.with_artifacts(before["file"], before["content"], store).verified(store) if before["content"] else bare
-    verdict = parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known)
-    outcome = tell(verdict, gate, run)
-    outcomes = [[rule["passed"] for rule in one["rules"]] for one in (stored, verdict)]
+    now = parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known)
+    outcome = _tell(store, run.name, gate, now)
+    outcomes = [[rule["passed"] for rule in one["rules"]] for one in (stored, now)]
     if outcomes[0] != outcomes[1]:
         changed = next(k for k, pair in enumerate(zip(*outcomes, strict=True)) if pair[0] is not pair[1])
-        was, now = (WORDS[one[changed]] for one in outcomes)
-        text = f"{gate} of {run.name}: the stored verdict does not follow from what was measured. Rule {changed + 1} was {was}, now {now}"
+        was, is_now = (WORDS[one[changed]] for one in outcomes)
+        text = (
+            f"{gate} of {run.name}: the stored verdict does not follow from what was measured. Rule {changed + 1} was {was}, now {is_now}"
+        )
         raise GateFailed(f"{text}. The code that judges has changed, or what the baseline names is not in this store")
     print(f"{gate} of {run.name}: replayed from stored samples to the same verdict")
     return outcome
+
+
+def _tell(store: Store, run: str, gate: str, told: dict[str, Any]) -> bool | None:
+    from . import verdict
+
+    return verdict.show(verdict.read(told, gate, run, finding.begin(store, run), store))
 
 
 def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
@@ -137,11 +144,11 @@ def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     fsops.replace(file, (json.dumps(content, indent=1) + "\n").encode())
     os.chmod(file, 0o644)  # others read it, too
-    verdict = run.artifacts[gate].facts["passed"]
-    print(f"{file}: {run.name} is the baseline" + ("" if verdict else f", although its gate {WORDS[verdict]}") + "; commit this file")
+    passed = run.artifacts[gate].facts["passed"]
+    print(f"{file}: {run.name} is the baseline" + ("" if passed else f", although its gate {WORDS[passed]}") + "; commit this file")
     print("Other machines need what it names, DIR being a CI cache, a release's files, or a mounted share:")
-    for id, kind in content["artifacts"].items():
-        print(f"  python -m pipeline store push DIR {id}   # {kind}, {store.size(id) / 1e6:.1f} MB")
+    size = sum(map(store.size, content["artifacts"])) / 1e6
+    print(f"  python -m pipeline store push DIR {file}   # {', '.join(content['artifacts'].values())}: {size:.1f} MB")
     return 0
 
 

@@ -1,27 +1,35 @@
-"""What a run leaves for people: OUT/<run>/page.html and page.json, and a copy of each bundle."""
+"""What a run leaves for people and for CI: OUT/<run>/page.html, page.json, a copy of each bundle; of a gate junit.xml and summary.md."""
 
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import finding
+from . import finding, junit, summary, verdict
 from .artifact import Artifact
 from .errors import BadStore
 from .store import Damaged, Store
 
 
-def write(store: Store, run: str, out: Path, parts: Any) -> Path:
-    """Renders the page of a run and copies its bundles; returns the page's path."""
+def write(store: Store, run: str, out: Path, parts: Any, judged: Mapping[str, dict[str, Any]] | None = None) -> Path:
+    """Renders the page of a run and copies its bundles; returns the page's path. `judged`: verdicts to tell instead of the stored ones."""
     story, artifacts = gather(store, run, parts)
     folder = out / run
     folder.mkdir(parents=True, exist_ok=True)
     for artifact in artifacts.values():
         if artifact.kind == "Bundle":
             copy_bundle(store, artifact, folder / artifact.name, story)
-    return leave(folder, "page", *parts.page(story, artifacts))
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as work:
+        shown = artifacts | {name: _judged_anew(artifacts[name], told, Path(work)) for name, told in (judged or {}).items()}
+        html, facts = parts.page(story, shown)
+        for name, text in for_ci(store, run, shown, folder / "page.html").items():
+            _write(folder / name, text)
+    return leave(folder, "page", html, facts)
 
 
 def leave(folder: Path, name: str, html: str, facts: dict[str, Any]) -> Path:
@@ -30,6 +38,23 @@ def leave(folder: Path, name: str, html: str, facts: dict[str, Any]) -> Path:
     _write(folder / f"{name}.json", json.dumps(facts, indent=1))
     _write(folder / f"{name}.html", html)  # last: where it is, everything is
     return folder / f"{name}.html"
+
+
+def for_ci(store: Store, run: str, artifacts: Mapping[str, Artifact], page: Path) -> dict[str, str]:
+    """File name -> text, of a run with a gate."""
+    begin, verdicts = finding.begin(store, run), []
+    for artifact in artifacts.values():
+        if artifact.kind == "Verdict":
+            verdicts.append(verdict.read(verdict_json(artifact), artifact.name, run, begin, store))
+    return {"junit.xml": junit.xml(verdicts), "summary.md": summary.markdown(verdicts, str(page))} if verdicts else {}
+
+
+def verdict_json(artifact: Artifact) -> Any:
+    """None where it cannot be read: that is no verdict that passed."""
+    try:
+        return artifact.json("verdict.json")
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str, Artifact]]:
@@ -92,6 +117,14 @@ def figures(store: Store, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if entry["id"]:
             _leaves(store.manifest(entry["id"])["facts"], name, found)
     return found
+
+
+def _judged_anew(artifact: Artifact, told: dict[str, Any], work: Path) -> Artifact:
+    """A verdict that is in no store."""
+    folder = work / artifact.id
+    folder.mkdir()
+    (folder / "verdict.json").write_text(json.dumps(told), encoding="utf-8")
+    return replace(artifact, folder=folder, facts=artifact.facts | {"passed": told["passed"]})
 
 
 def copy_bundle(store: Store, artifact: Artifact, target: Path, story: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
 from .secrets import redact
@@ -56,10 +56,9 @@ class Bars:
     """For a terminal: one bar for the stage at work, finished stages as lines above it."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._console = Console(file=getattr(sys.stdout, "bare", sys.stdout), highlight=False, emoji=False)
+        self._console = _console()
         name, figures = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[figures]}"))
         left = (name, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
         columns = (*left, TextColumn("left"), TimeRemainingColumn(), figures)
@@ -134,6 +133,23 @@ def tell(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of this process)
+
+
+def tell_styled(lines: Iterable[tuple[str, str]]) -> None:
+    """Lines with a style of rich each ("": none), which only a terminal shows."""
+    console = _console() if sys.stdout.isatty() else None
+    for text, style in lines:
+        if console:
+            console.print(plain(text), style=style or None, markup=False, soft_wrap=True)
+        else:
+            tell(text)
+
+
+def _console() -> Any:
+    """Past the filter that takes escapes out: what is printed on it must be plain."""
+    from rich.console import Console
+
+    return Console(file=getattr(sys.stdout, "bare", sys.stdout), highlight=False, emoji=False)
 
 
 def _word(text: str) -> str:

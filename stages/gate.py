@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.gating import WORDS
+from pipeline.artifact import Artifact
 from pipeline.problems import meant
 from pipeline.stage import Job, Made, Stage, Takes
 from stages.rules import METRICS, RELEASED, Rule, metric_problem
@@ -76,12 +76,7 @@ class Gate(Stage):
         return any(rule.against == RELEASED for rule in self.rules)
 
     def run(self, inputs, job: Job) -> Made:
-        from stages.evidence import of_artifact
-        from stages.judged import judge
-
-        verdict = judge(self.rules, of_artifact(inputs["measured"], job.released))
-        for rule in verdict["rules"]:
-            job.say(f"{WORDS[rule['passed']]}: {rule['text']}")
+        verdict = judged(self.rules, inputs["measured"], job.released)
         (job.out / "verdict.json").write_text(json.dumps(verdict, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         busy = verdict["passed"] is None and any("busy" in rule for rule in verdict["rules"])
         return Made({"passed": verdict["passed"]} | ({"busy": True} if busy else {}))
@@ -89,10 +84,31 @@ class Gate(Stage):
 
 def judged_again(settings: dict[str, Any], inputs: dict[str, Any], released: Any) -> dict[str, Any]:
     """The verdict on a finished measurement, as it would be written now."""
+    return judged(Gate.model_validate(settings).rules, inputs["measured"], released)
+
+
+def judged(rules: list[Rule], measured: Artifact, released: Any) -> dict[str, Any]:
+    """What verdict.json holds: the outcome of every rule, and on which machine it was measured."""
     from stages.evidence import of_artifact
     from stages.judged import judge
 
-    return judge(Gate.model_validate(settings).rules, of_artifact(inputs["measured"], released))
+    evidence = of_artifact(measured, released)
+    return judge(rules, evidence) | {"machine": machine_of(evidence.measurement), "conditions": conditions_of(evidence.measurement)}
+
+
+def machine_of(measurement: dict[str, Any]) -> str:
+    """E.g. `AMD EPYC, 2 cores, no GPU`"""
+    facts = measurement.get("machine") or {}
+    gpus = ", ".join(gpu["name"] for gpu in facts.get("gpus") or []) or "no GPU"
+    return f"{facts['cpu']}, {facts['cores']} core{'s' if facts['cores'] != 1 else ''}, {gpus}" if facts.get("cpu") else "not known"
+
+
+def conditions_of(measurement: dict[str, Any]) -> list[str]:
+    """Why times by the clock say nothing, each reason once."""
+    found = list((measurement.get("conditions") or {}).get("reasons", []))
+    for pair in measurement.get("pairs") or []:
+        found += [f"{pair['candidate']} against {pair['baseline']}: {reason}" for reason in pair.get("reasons", []) if not pair["valid"]]
+    return list(dict.fromkeys(found))
 
 
 def _gives_logits(stage: Stage | None) -> bool:

@@ -55,7 +55,7 @@ def judge_one(
         passed, why, more = decided(rule, evidence, kept, rule in lost)
     except (Unknown, BadData) as problem:
         text = f"{text}; {asked(rule)} was asked, which cannot be told: {problem}"
-        return entry | {"passed": None, "text": text} | ({"busy": True} if isinstance(problem, Busy) else {})
+        return entry | {"passed": None, "text": text, "problem": str(problem)} | ({"busy": True} if isinstance(problem, Busy) else {})
     text = "; ".join([text, f"{asked(rule)} was asked", *why])
     return entry | {"value": next(iter(values.values())), "passed": passed, "text": text} | more
 

@@ -34,7 +34,7 @@ def by_rounds(rule: Rule, pair: dict[str, Any], evidence: Evidence, together: di
         require_quiet(rule, chosen)
     except Unknown as problem:
         text = f"{found['text']}; {asked(rule)} was asked, which cannot be told: {problem}"
-        return found | {"text": text} | ({"busy": True} if isinstance(problem, Busy) else {})
+        return found | {"text": text, "problem": str(problem)} | ({"busy": True} if isinstance(problem, Busy) else {})
     kept = found["value"] <= rule.at_most_ratio if rule.sure is False else None
     passed = {"pass": True, "fail": False}.get(decision.verdict, kept)
     return found | {"passed": passed, "text": f"{found['text']}; {asked(rule)} was asked"}

@@ -73,7 +73,7 @@ def test_a_setting_that_cannot_change_the_result_reruns_nothing(place):
 def test_a_broken_rule_is_exit_3_and_everything_is_there_all_the_same(place):
     place.edit("at_most: 10", "at_most: 1")
     out = place.run(code=3)
-    assert "judge: FAILED" in out and (place.folder / "runs/toy-1/page.html").exists()
+    assert "judge of toy-1: FAILED" in out and (place.folder / "runs/toy-1/page.html").exists()
     assert "gate failed" in place.call("ls")
     place.run(code=3)
     assert "toy-2" not in place.call("ls")
@@ -82,7 +82,7 @@ def test_a_broken_rule_is_exit_3_and_everything_is_there_all_the_same(place):
 def test_an_undecided_verdict_is_exit_4_now_and_when_it_is_kept(place):
     place.edit("at_most: 10", "at_most: null")
     out = place.run(code=4)
-    assert "judge: undecided" in out and (place.folder / "runs/toy-1/page.html").exists()
+    assert "judge of toy-1: undecided" in out and (place.folder / "runs/toy-1/page.html").exists()
     assert "undecided" in place.call("ls")
     place.run(code=4)
     assert "toy-2" not in place.call("ls")
@@ -97,7 +97,7 @@ def test_a_broken_rule_outweighs_an_undecided_one():
 def test_without_a_device_the_cpu_profile_is_taken_and_said(place):
     del place.environment["TOY_DEVICE"]
     out = place.call("run", place.recipe, code=3)
-    assert out.startswith("no CUDA device found: taking profile cpu") and "judge (cpu profile): FAILED" in out
+    assert out.startswith("no CUDA device found: taking profile cpu") and "judge of toy-1 (cpu profile): FAILED" in out
 
 
 def test_without_a_device_insisting_on_no_profile_is_an_error(place):

@@ -85,23 +85,35 @@ for name in {[n for _, n in modules("pipeline", "kernels", "stages") if not n.en
 
 @pytest.mark.parametrize("command", [["check", "recipes/quickstart.yaml"], ["plan", "recipes/quickstart.yaml"], ["ls"]])
 def test_check_plan_and_ls_import_neither_torch_nor_numpy_and_answer_at_once(command, tmp_path):
+    """At once: half a second of processor time where compiling argparse takes 12.5 ms, as on a quiet core of an AMD EPYC. A core that is
+    shared or slow takes longer for both: beside seven busy programs it was 0.38 s and 14 ms, alone 0.32 s and 12 ms."""
     code = f"""
-import sys, time, json
+import argparse, json, sys, time
+source = open(argparse.__file__).read()
+
+def compiled():
+    began = time.process_time()
+    compile(source, "argparse", "exec")
+    return time.process_time() - began
+
+pace = [compiled(), compiled()]
 began = time.process_time()
 sys.argv = ["pipeline", *{[*command, "--store", str(tmp_path)]!r}]
 from pipeline.__main__ import main
 assert main() == 0
+took = time.process_time() - began
+pace += [compiled(), compiled()]
 heavy = [m for m in ("torch", "numpy", "onnx", "accelerate", "PIL") if m in sys.modules]
-print(json.dumps([heavy, time.process_time() - began]))
+print(json.dumps([heavy, took * 4 * 0.0125 / sum(pace)]))
 """
     seconds = []
-    for _ in range(3):
+    while not seconds or (min(seconds) >= 0.5 and len(seconds) < 3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         heavy, took = json.loads(done.stdout.splitlines()[-1])
         assert not heavy
         seconds.append(took)
-    assert min(seconds) < 0.5
+    assert min(seconds) < 0.5, f"{command[0]} took {seconds} s of processor time"
 
 
 def test_nothing_under_tests_is_a_package():

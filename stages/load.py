@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stillhouse, Stopped
+from pipeline.keys import settings as plain
 from pipeline.stage import Dataset, Job, Made, Stage
 from stages.models import TABLE as MODELS
 from stages.weights import Weights
@@ -41,9 +42,8 @@ class Load(Stage):
         save_checkpoint(job.out, module.state_dict())
         (job.out / "curves.json").write_text(json.dumps({"train": [], "val": []}), encoding="utf-8")
         facts = {key: data.facts[key] for key in ("classes", "colours", "size")}
-        model = row.model_dump(mode="json")
         parameters = sum(p.numel() for p in module.parameters())
-        return Made({"model": model, **facts, "steps": 0, "val": val}, {"weights": str(path), "parameters": parameters})
+        return Made({"model": plain(row), **facts, "steps": 0, "val": val}, {"weights": str(path), "parameters": parameters})
 
 
 @contextmanager

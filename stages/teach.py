@@ -3,9 +3,11 @@
 import json
 
 import torch
+from torch import Tensor, nn
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, BadRecipe
+from pipeline.keys import settings as plain
 from pipeline.stage import Job, Made, Stage
 from stages.chance import seed_of
 from stages.kd import Pair
@@ -15,32 +17,39 @@ from stages.models import TABLE as MODELS
 from stages.models import Model, open_model, row_of
 from stages.samples import open_samples
 from stages.train import coarser
-from stages.weights import Weights, read_safetensors, save_checkpoint
+from stages.weights import Weights, load_into, read_safetensors, save_checkpoint
+
+AUX = ("aux_classifier.",)  # the same in all networks that can have one
 
 
 def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
-    """`stage` is a Train, or a Distill with a teacher and losses beside the task loss."""
+    """`stage` is a Train, perhaps of a head onto a frozen network, or a Distill with a teacher and losses beside the task loss."""
     settings, data, teacher = stage.fit, inputs["data"], inputs.get("teacher")
     classes, size = data.facts["classes"], data.facts["size"]
     taught_by = MODELS.row(teacher.facts["model"]["kind"]) if teacher else None
     if misfits := settings.misfits(tuple(size) if size else None, *coarser(stage.model, taught_by)):
         raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
-    if teacher:
-        require_same_classes(teacher, data)
+    frozen = inputs.get("frozen")
+    for checkpoint in filter(None, (teacher, frozen)):
+        require_same_classes(checkpoint, data)
     train = open_samples(data, "train")
     val = open_samples(data, "val") if data.facts["splits"].get("val") else None
-    student, model = start(stage.model, len(classes), settings.seed, stage.init, job)
+    row = row_of(frozen).model_copy(update={"aux": True}) if frozen else stage.model  # `load` may have completed its settings
+    student, model = start(row, len(classes), settings.seed, stage.init, job)
+    if frozen:
+        load_into(student, open_model(frozen).state_dict(), allow_missing=AUX)
+        student = HeadAlone(student)
     losses = stage.losses if teacher else ()
     needed = any(row.needs_teacher for row in (stage.task, *losses))  # else it would run for nothing
     master = row_of(teacher).folded(open_model(teacher)) if needed else None
     widths = master.widths if master else {}
     pair = Pair(student.widths, widths, len(classes), text_of(inputs.get("text"), data))
     terms = Terms(stage.task, losses, pair, seed_of(settings.seed, "kd"))
-    done = fit(student, terms, train, val, settings, job, master, model.head_keys)
+    done = fit(student, terms, train, val, settings, job, master, () if frozen else model.head_keys)
     if done.publishes:
-        save_checkpoint(job.out, done.weights)
+        save_checkpoint(job.out, {key.removeprefix("network."): value for key, value in done.weights.items()} if frozen else done.weights)
         (job.out / "curves.json").write_text(json.dumps(done.curves, allow_nan=False), encoding="utf-8")
-    facts = {"model": model.model_dump(mode="json"), "classes": classes, "colours": data.facts["colours"], "size": size}
+    facts = {"model": plain(model), "classes": classes, "colours": data.facts["colours"], "size": size}
     return Made(facts | {"steps": settings.steps, "val": done.val}, done.beside)
 
 
@@ -54,6 +63,25 @@ def start(model: Model, classes: int, seed: int, init: Weights | None, job: Job)
     if path and (fresh := model.load(student, path, init=True)):
         job.say(f"init: {len(fresh)} weights start fresh, for the given ones lack them or hold them for other classes: {', '.join(fresh)}")
     return student, model
+
+
+class HeadAlone(nn.Module):
+    """A network of which only the auxiliary head learns: nothing else gets a gradient, and BatchNorm and dropout are as in use."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        network.aux_classifier.requires_grad_(True)
+        self.align_corners, self.widths = network.align_corners, network.widths
+
+    def train(self, mode: bool = True):
+        super().train(False)
+        self.training = mode
+        self.network.aux_classifier.train(mode)
+        return self
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.network(image)
 
 
 def text_of(matrix: Artifact | None, data: Artifact) -> torch.Tensor | None:

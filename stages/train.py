@@ -1,11 +1,12 @@
-"""Trains a model on labels alone: a teacher, or the baseline that shows what distilling was worth."""
+"""Trains a model on labels alone: a teacher, the baseline that shows what distilling was worth, or the head a teacher lacks."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from pipeline.artifact import Artifact
-from pipeline.stage import Dataset, Job, Made, Stage
+from pipeline.problems import listed
+from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
 from stages.fit import Fit
 from stages.kd import TABLE as KD
 from stages.kd import Method
@@ -22,6 +23,9 @@ class Train(Stage):
     task: KD.field(role="task") = Field(Ce(kind="ce"), description="The loss on the labels.")
     fit: Fit = Field(Fit(), description="How it is trained.")
     init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
+    frozen: Annotated[str | None, Takes(("Checkpoint",)), Later()] = Field(
+        None, description="The stage whose network is taken as it is: only the auxiliary head that it lacks is trained, on its c3."
+    )
 
     makes: ClassVar[str] = "Checkpoint"
     version: ClassVar[int] = 3
@@ -33,7 +37,24 @@ class Train(Stage):
         return self.fit.environment()
 
     def problems(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
-        return misfits(self, earlier) + unmet(("task",), self.task, self.model)
+        return misfits(self, earlier) + unmet(("task",), self.task, self.model) + self._unfrozen(earlier)
+
+    def _unfrozen(self, earlier: dict[str, Stage]) -> list[tuple[tuple, str]]:
+        """What keeps `frozen` from being this model without its auxiliary head."""
+        theirs = getattr(earlier.get(self.frozen), "model", None)
+        if theirs is None:  # nothing is frozen, or the reference itself is wrong, and told elsewhere
+            return []
+        found = []
+        if self.init:
+            found.append((("init",), f"{self.frozen} brings all weights but those of the auxiliary head: leave init or frozen out"))
+        if "aux" in theirs.taps():
+            found.append((("frozen",), f"{self.frozen} has an auxiliary head, which can teach as it is: leave this stage out"))
+        elif "aux" not in self.model.taps():
+            text = f"frozen trains the auxiliary head alone, and {self.model.kind} as set here has none: {headed(self.model)}"
+            found.append((("model",), text))
+        elif theirs != self.model.model_copy(update={"aux": False}):
+            found.append((("model",), f"this is not the network of {self.frozen} with a head: write its settings here, and aux: true"))
+        return found
 
     def rehearsed(self) -> Self:
         return self.model_copy(update={"fit": self.fit.rehearsed()})
@@ -66,6 +87,13 @@ def coarser(model: type[Model] | Model, teacher: type[Model] | Model | None) -> 
     if teacher and teacher.multiple > model.multiple:
         return teacher.multiple, "the teacher"
     return model.multiple, "the model"
+
+
+def headed(model: Model) -> str:
+    """How a network gets an auxiliary head."""
+    if "aux" in type(model).model_fields:
+        return "set aux: true"
+    return f"take one that can have it ({listed(name for name, row in MODELS.rows().items() if 'aux' in row.model_fields)})"
 
 
 def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = None, text: str | None = None) -> list[tuple[tuple, str]]:

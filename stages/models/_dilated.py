@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.models import LEVELS, require_multiple
+from stages.models._fcn import fcn
 from stages.models._mobilenet import MobileNetV2
 from stages.models._resnet import ResNet
 
 MULTIPLE = 8  # the coarsest stride
-DROPOUT = 0.1  # of what a last convolution sees in training
 
 
 class Dilated(nn.Module):
@@ -43,15 +43,6 @@ class Dilated(nn.Module):
 
 def backbone_of(name: str) -> nn.Module:
     return MobileNetV2() if name == "mobilenet_v2" else ResNet(name)
-
-
-def fcn(c_in: int, classes: int) -> nn.Sequential:
-    """Named as torchvision names its FCN head."""
-    return nn.Sequential(*conv(c_in, c_in // 4, 3), nn.Dropout(DROPOUT), nn.Conv2d(c_in // 4, classes, 1))
-
-
-def conv(c_in: int, c_out: int, size: int, dilation: int = 1, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, size, 1, size // 2 * dilation, dilation, bias=False), norm(c_out), nn.ReLU())
 
 
 class PooledNorm(nn.BatchNorm2d):

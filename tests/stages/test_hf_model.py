@@ -194,3 +194,12 @@ def test_a_normalisation_without_use_is_refused(processor, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     with pytest.raises(BadData, match=r"preprocessor_config\.json: (image_mean|image_std|rescale_factor) is"):
         HuggingFace(kind="hf").completed(tmp_path)
+
+
+def test_an_auxiliary_head_of_ours_is_no_part_of_published_weights(tmp_path):
+    saved(tmp_path)
+    row = HuggingFace(kind="hf", settings=SEGFORMER, aux=True)
+    with pytest.raises(BadData, match="lack an auxiliary head of ours: write aux: false here, and train one in a stage with frozen"):
+        row.load(row.build(5), tmp_path)
+    fresh = row.load(row.build(5), tmp_path, init=True)
+    assert len(fresh) == 8 and all(key.startswith("aux_classifier.") for key in fresh)

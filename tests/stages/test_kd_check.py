@@ -13,13 +13,15 @@ stages:
   words: {kind: embed, data: data, file: words.npy, rows: [road, sky]}
   teacher: {kind: train, data: data, model: {kind: deeplabv3}}
   bare: {kind: train, data: data, model: {kind: deeplabv3, aux: false}}
+  headed: {kind: train, data: data, model: {kind: deeplabv3}, frozen: bare}
   student:
     kind: distill
     data: data
     model: {kind: tiny}
 """
 LACKING = (
-    "rdd needs aux of the teacher, and deeplabv3 as set here has none: take a teacher with an auxiliary head, or set difficulty: entropy"
+    "rdd needs aux of the teacher, and deeplabv3 as set here has none: "
+    "train one onto it (a stage of kind train with frozen:), or set difficulty: entropy, or tfe: 0"
 )
 KINDS = "expected afdcd, at, cirkd, cwd, dist, fitnet, gskd, heteroakd, ifvd, kt, mgd, pixel, ... (14 in all)"
 NEVER = "must not lie after end 1.0 - fall 0.2, for the weight would fall before it has risen: lower rise or fall, or let"
@@ -42,6 +44,7 @@ CASES = {
     "a first stage that no head of the teacher gives": ("teacher: bare\ntask: |{kind: rdd}", f"task: {LACKING}"),
     "the same by the paper": ("teacher: bare\ntask: |{kind: rdd, preset: paper}", f"task: {LACKING}"),
     "a first stage by the teacher's two heads": ("teacher: teacher\ntask: {kind: rdd, preset: paper}", None),
+    "a first stage by a head that was trained onto the teacher": ("teacher: headed\ntask: {kind: rdd}", None),
     "a first stage by entropy": ("teacher: bare\ntask: {kind: rdd, difficulty: entropy}", None),
     "no first stage": ("teacher: bare\ntask: {kind: rdd, tfe: 0}", None),
     "kt without auxiliary heads": ("teacher: bare\nlosses: [{kind: kt}]", None),
@@ -96,7 +99,7 @@ def test_a_combination_is_refused_where_it_stands_and_with_the_fix(name, tmp_pat
     monkeypatch.setattr(sys, "argv", ["pipeline", "check", str(path)])
     code, (out, err) = main(), capsys.readouterr()
     if said is None:
-        assert code == 0 and out.strip() == f"{path}: 5 stages, good" and not err
+        assert code == 0 and out.strip() == f"{path}: 6 stages, good" and not err
     else:
         assert code == 2
         assert err.strip().startswith(f"{path}:{len(lines)}:{len(lines[-1]) + 1}  stages.student.{said}") and len(err.splitlines()) == 1

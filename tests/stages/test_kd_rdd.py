@@ -237,8 +237,8 @@ def test_a_teacher_without_an_auxiliary_head_is_refused_with_the_ways_out():
         ((where, message),) = unmet(("task",), row_of({"kind": "rdd"} | settings), tiny, tiny)
         assert where == ("task",)
         assert (
-            message == "rdd needs aux of the teacher, and tiny as set here has none: take a teacher with an auxiliary head, or set "
-            "difficulty: entropy, or tfe: 0 with switch: hard"
+            message == "rdd needs aux of the teacher, and tiny as set here has none: train one onto it (a stage of kind train "
+            "with frozen:), or set difficulty: entropy, or tfe: 0 with switch: hard"
         )
     for settings in ({"difficulty": "entropy"}, {"tfe": 0.0}):
         assert unmet(("task",), row_of({"kind": "rdd"} | settings), tiny, tiny) == []

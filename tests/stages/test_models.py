@@ -170,3 +170,20 @@ def test_a_classmap_of_known_logits_has_its_border_where_the_halves_meet():
 def test_the_tiny_models_are_as_large_as_they_say(size, low, high):
     model = TABLE.row("tiny")(kind="tiny", size=size).build(19)
     assert low <= sum(p.numel() for p in model.parameters()) <= high
+
+
+def test_an_auxiliary_head_changes_nothing_else(row):
+    """Neither how the network starts nor what it says; and it is one convolution, BatchNorm and classifier on c3."""
+    with_head, without = (row.model_copy(update={"aux": aux}) for aux in (True, False))
+    more, less = built(with_head, 5).eval(), built(without, 5).eval()
+    assert with_head.taps() - without.taps() == {"aux"} and more.widths["aux"] == CLASSES and more.strides["aux"] == more.strides["c3"]
+    state = more.state_dict()
+    added = {key for key in state if key.startswith(with_head.aux_keys)}
+    assert state.keys() - added == less.state_dict().keys() and len(added) == 8
+    assert all(torch.equal(value, state[key]) for key, value in less.state_dict().items())
+    with torch.no_grad():
+        taps, plain = more(images()), less(images())
+        torch.testing.assert_close(taps.pop("aux"), more.aux_classifier(taps["c3"]))
+        assert taps.keys() == plain.keys() and all(torch.equal(taps[name], plain[name]) for name in plain)
+        folded = with_head.folded(more)(images())
+    torch.testing.assert_close(folded["aux"], more.aux_classifier(plain["c3"]), rtol=1e-3, atol=1e-4)

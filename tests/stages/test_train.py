@@ -180,3 +180,57 @@ def test_under_strict_the_device_and_the_versions_belong_to_the_key(monkeypatch)
     assert {"torch", "device"} <= strict.keys()
     monkeypatch.setattr(machine, "gpus", lambda: [{"name": "Another GPU"}])
     assert stage(fit=FIT | {"determinism": "strict"}).environment() == strict | {"device": "Another GPU"}
+
+
+TEACHER = {"kind": "tiny", "size": "small"}
+
+
+def head_onto(teacher: Artifact, data: Artifact, folder, **changes) -> tuple[Artifact, Job]:
+    lent = Job(folder)
+    train = stage(model=TEACHER | {"aux": True}, frozen="teacher", **changes)
+    return artifact("headed", "Checkpoint", lent, train.run({"data": data, "frozen": teacher}, lent)), lent
+
+
+def test_onto_a_frozen_network_the_auxiliary_head_alone_is_trained(tmp_path, data):
+    teacher, _ = run(tmp_path / "a", data, stage(model=TEACHER))
+    fit = FIT | {"steps": 20, "batch": 4, "lr": 0.02, "weight_decay": 0.1, "ema": 0.5, "head_lr": 1e-9}
+    headed, _ = head_onto(teacher, data, tmp_path / "b", fit=fit)
+    assert headed.facts["model"] == teacher.facts["model"] | {"aux": True} and headed.facts["val"] == teacher.facts["val"]
+    before, after = (load_file(checkpoint.file("weights.safetensors")) for checkpoint in (teacher, headed))
+    assert after.keys() - before.keys() == {key for key in after if key.startswith("aux_classifier.")} != set()
+    assert all(torch.equal(value, after[key]) for key, value in before.items()), "no step and no BatchNorm touched it"
+    losses = [point["terms"]["aux"] for point in headed.json("curves.json")["train"]]
+    assert losses[-1] < 0.7 * losses[0], "it learned, at fit.lr and not at that times head_lr"
+    net, image = open_model(headed), 255 * torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        taps, said = net(image), open_model(teacher)(image)["logits"]
+    assert torch.equal(taps["logits"], said) and taps["aux"].shape == (1, len(data.facts["classes"]), 2, 4)
+
+
+def test_a_head_onto_a_frozen_network_resumes_to_the_same_bytes(tmp_path, data):
+    teacher, _ = run(tmp_path / "a", data, stage(model=TEACHER))
+    _, whole = head_onto(teacher, data, tmp_path / "whole")
+    train, first, again = stage(model=TEACHER | {"aux": True}, frozen="teacher"), Job(tmp_path / "x", stop_at=2), Job(tmp_path / "y")
+    with pytest.raises(Stopped, match="stopped at step 2 of 3"):
+        train.run({"data": data, "frozen": teacher}, first)
+    again.state = first.state
+    train.run({"data": data, "frozen": teacher}, again)
+    assert (again.out / "weights.safetensors").read_bytes() == (whole.out / "weights.safetensors").read_bytes()
+
+
+def test_what_is_frozen_must_be_the_same_network_without_its_head(tmp_path):
+    def said(theirs, **changes):
+        return stage(frozen="teacher", **changes).problems({"teacher": stage(model=theirs)})
+
+    assert said(TEACHER, model=TEACHER | {"aux": True}) == []
+    assert said(TEACHER) == [(("model",), "frozen trains the auxiliary head alone, and tiny as set here has none: set aux: true")]
+    assert said(TEACHER | {"aux": True}, model=TEACHER | {"aux": True}) == [
+        (("frozen",), "teacher has an auxiliary head, which can teach as it is: leave this stage out")
+    ]
+    assert said({"kind": "tiny", "size": "large"}, model=TEACHER | {"aux": True}) == [
+        (("model",), "this is not the network of teacher with a head: write its settings here, and aux: true")
+    ]
+    save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors")
+    assert said(TEACHER, model=TEACHER | {"aux": True}, init={"file": str(tmp_path / "w.safetensors")}) == [
+        (("init",), "teacher brings all weights but those of the auxiliary head: leave init or frozen out")
+    ]

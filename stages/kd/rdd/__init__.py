@@ -11,7 +11,8 @@ Both once more for the student's auxiliary head: the first stage with the same R
 Preset `code` is the released code; `paper` is what the paper says, which differs in the direction of D, in taking the confidence of
 the most likely class where the code takes the label's, in K = 0 and in dividing by B H W. The code also weighs Cityscapes' 19 classes
 in the second stage, by numbers we do not have: `class_weights` is off unless given. Both stand beside plain pixel distillation: add
-{kind: pixel, at: logits, temperature: 1} to the losses.
+{kind: pixel, at: logits, temperature: 1} to the losses. Onto a teacher without an auxiliary head one can be trained: a stage of kind
+`train` with `frozen`.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -73,7 +74,8 @@ class Rdd(Task):
     def needs(self):
         if self.difficulty == "entropy" or (self.tfe == 0 and self.switch == "hard"):
             return []
-        return [Need("teacher", "aux", "take a teacher with an auxiliary head, or set difficulty: entropy, or tfe: 0 with switch: hard")]
+        otherwise = "train one onto it (a stage of kind train with frozen:), or set difficulty: entropy, or tfe: 0 with switch: hard"
+        return [Need("teacher", "aux", otherwise)]
 
     def build(self, pair):
         from .loss import RelativeDifficulty

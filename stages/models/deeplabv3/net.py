@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.fold import conv_of
-from stages.models._dilated import DROPOUT, Dilated, PooledNorm, backbone_of, conv
+from stages.models._dilated import Dilated, PooledNorm, backbone_of
+from stages.models._fcn import DROPOUT, conv
 
 RATES = (12, 24, 36)  # dilations, for output stride 8
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.errors import BadData, BadRecipe, Missing, Stillhouse
 from stages.bounds import bounded, wants_memory
 from stages.models import require_multiple
+from stages.models._fcn import fcn
 from stages.weights import headers, load_into, mismatch, read_safetensors, spoken
 
 from .settings import check
@@ -21,13 +22,14 @@ HEAD = 20_000_000  # weights of a head that a published body may lack
 
 
 class HfNet(nn.Module):
-    def __init__(self, settings: dict[str, Any], classes: int, mean: tuple, std: tuple, rescale: float):
+    def __init__(self, settings: dict[str, Any], classes: int, mean: tuple, std: tuple, rescale: float, aux: bool = False):
         super().__init__()
         self.net = network(settings, classes)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) / rescale, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) / rescale, persistent=False)
         self.align_corners = False
         self.seen: dict[str, Tensor] = {}  # what the hook caught in the forward under way
+        self.aux_classifier = None
         self.side = side = settings.get("image_size") if isinstance(settings.get("image_size"), int) else 64  # of an image to try it with
         image = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
         classifier = last_classifier(self.net, image, classes)
@@ -36,6 +38,11 @@ class HfNet(nn.Module):
         taps = dry(self.net, lambda: self.taps(image))
         self.widths = {name: x.shape[1] for name, x in taps.items()}
         self.strides = {name: side // x.shape[2] for name, x in taps.items()}
+        if aux:
+            if "c3" not in taps:
+                raise BadRecipe(f"model.aux: {settings['model_type']} gives no map of stride 16 for an auxiliary head: write aux: false")
+            self.aux_classifier = fcn(self.widths["c3"], classes)
+            self.widths["aux"], self.strides["aux"] = classes, self.strides["c3"]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         require_multiple(image, 32)
@@ -48,7 +55,8 @@ class HfNet(nn.Module):
         self.seen = {}
         out = self.net(pixel_values=x, output_hidden_states=True)
         seen, self.seen = self.seen, {}
-        return {"logits": out.logits} | seen | pyramid(out.hidden_states or (), x.shape[2:])
+        taps = {"logits": out.logits} | seen | pyramid(out.hidden_states or (), x.shape[2:])
+        return taps if self.aux_classifier is None else taps | {"aux": self.aux_classifier(taps["c3"])}
 
     def remember(self, module: nn.Module, args: tuple) -> None:
         if not torch.compiler.is_exporting():
@@ -60,7 +68,8 @@ def load_published(module: HfNet, source: "Path | dict[str, Tensor]", init: bool
     given = headers(source) if isinstance(source, Path) else source
     if given.keys() == module.state_dict().keys():  # our own checkpoint
         return load_into(module, source)
-    own = {key.removeprefix("net."): value for key, value in module.state_dict().items()}
+    own = module.net.state_dict()
+    head = [key for key in module.state_dict() if not key.startswith("net.")]
     state = read_safetensors(source) if isinstance(source, Path) else source
     state = {key.removeprefix("net."): value for key, value in state.items()}
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -71,11 +80,13 @@ def load_published(module: HfNet, source: "Path | dict[str, Tensor]", init: bool
     if not init:
         where = str(source) if isinstance(source, Path) else "the given weights"
         refuse(where, own, state, missing, other_shape, info["unexpected_keys"])
+        if head:
+            raise BadData(f"{where} lack an auxiliary head of ours: write aux: false here, and train one in a stage with frozen")
     kept = missing | other_shape.keys()
     if len(kept) == len(own):
         raise BadData(f"{source} holds no weight of this model ({module.net.config.model_type})")
     load_into(module.net, {key: value for key, value in fresh.state_dict().items() if key not in kept}, None, tuple(kept))
-    return sorted(f"net.{key}" for key in kept)
+    return sorted([*(f"net.{key}" for key in kept), *head])
 
 
 def refuse(where: str, own: dict, state: dict, missing: set, other_shape: dict[str, tuple], unexpected: list) -> None:
@@ -87,11 +98,11 @@ def refuse(where: str, own: dict, state: dict, missing: set, other_shape: dict[s
         raise BadData(mismatch(lines, [(tuple(own[key].shape), shape) for key, shape in other_shape.items()], where))
 
 
-def built(settings: dict[str, Any], classes: int, mean: tuple, std: tuple, rescale: float) -> HfNet:
+def built(settings: dict[str, Any], classes: int, mean: tuple, std: tuple, rescale: float, aux: bool) -> HfNet:
     """The network, in the memory that fits to its number of weights: sizes of images and patches are settings, too."""
     size = 4 * weights_of(settings, classes)
     with bounded(f"a network of model_type {settings['model_type']} with these settings", size, None), understood(settings["model_type"]):
-        return HfNet(settings, classes, mean, std, rescale)
+        return HfNet(settings, classes, mean, std, rescale, aux)
 
 
 def weights_of(settings: dict[str, Any], classes: int) -> int:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.fold import conv_of
-from stages.models._dilated import DROPOUT, Dilated, PooledNorm, backbone_of, conv
+from stages.models._dilated import Dilated, PooledNorm, backbone_of
+from stages.models._fcn import DROPOUT, conv
 
 BINS = (1, 2, 3, 6)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.fold import affine, conv_of
 from stages.models import LEVELS, require_multiple
+from stages.models._fcn import fcn
 
 WIDTHS = {"b0": (32, 64, 160, 256)} | dict.fromkeys(("b1", "b2", "b3", "b4", "b5"), (64, 128, 320, 512))
 DEPTHS = {"b0": (2, 2, 2, 2), "b1": (2, 2, 2, 2), "b2": (3, 4, 6, 3), "b3": (3, 4, 18, 3), "b4": (3, 8, 27, 3), "b5": (3, 6, 40, 3)}
@@ -21,7 +22,7 @@ HEAD_WIDTH = {"b0": 256, "b1": 256} | dict.fromkeys(("b2", "b3", "b4", "b5"), 76
 
 
 class SegFormerNet(nn.Module):
-    def __init__(self, size: str, classes: int, drop_path: float, align_corners: bool, mean: tuple, std: tuple):
+    def __init__(self, size: str, classes: int, drop_path: float, align_corners: bool, mean: tuple, std: tuple, aux: bool = False):
         super().__init__()
         widths, dim = WIDTHS[size], HEAD_WIDTH[size]
         self.segformer = nn.ModuleDict({"encoder": Encoder(widths, DEPTHS[size], drop_path)})
@@ -31,13 +32,19 @@ class SegFormerNet(nn.Module):
         self.align_corners = align_corners
         self.widths = {"logits": classes, "head": dim} | dict(zip(LEVELS, widths, strict=True))
         self.strides = {"logits": 4, "head": 4, "c1": 4, "c2": 8, "c3": 16, "c4": 32}
+        if aux:
+            self.widths["aux"], self.strides["aux"] = classes, self.strides["c3"]
         self.apply(initialise)
+        self.aux_classifier = fcn(widths[2], classes) if aux else None  # last: the rest starts the same with and without it
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         require_multiple(image, 32)
         pyramid = self.segformer["encoder"]((image - self.mean) / self.std)
         logits, head = self.decode_head(pyramid)
-        return {"logits": logits, "head": head} | dict(zip(LEVELS, pyramid, strict=True))
+        taps = {"logits": logits, "head": head} | dict(zip(LEVELS, pyramid, strict=True))
+        if self.aux_classifier is not None and not torch.compiler.is_exporting():
+            taps["aux"] = self.aux_classifier(pyramid[2])
+        return taps
 
 
 class Encoder(nn.Module):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.models import LEVELS, MEAN, STD, require_multiple
+from stages.models._fcn import fcn
 
 STEM = {"small": 8, "large": 24}  # channels at stride 2
 WIDTHS = {"small": (12, 16, 24, 32), "large": (32, 48, 80, 128)}  # at strides 4, 8, 16, 32
@@ -16,7 +17,7 @@ HEAD_WIDTH = {"small": 16, "large": 64}
 
 
 class TinyNet(nn.Module):
-    def __init__(self, size: str, classes: int, align_corners: bool):
+    def __init__(self, size: str, classes: int, align_corners: bool, aux: bool = False):
         super().__init__()
         widths, dim = WIDTHS[size], HEAD_WIDTH[size]
         self.stem = conv(3, STEM[size], stride=2)
@@ -32,7 +33,10 @@ class TinyNet(nn.Module):
         self.align_corners = align_corners
         self.widths = {"logits": classes, "head": dim} | dict(zip(LEVELS, widths, strict=True))
         self.strides = {"logits": 4, "head": 4, "c1": 4, "c2": 8, "c3": 16, "c4": 32}
+        if aux:
+            self.widths["aux"], self.strides["aux"] = classes, self.strides["c3"]
         self.apply(initialise)
+        self.aux_classifier = fcn(widths[2], classes) if aux else None  # last: the rest starts the same with and without it
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         require_multiple(image, 32)
@@ -41,7 +45,10 @@ class TinyNet(nn.Module):
             x = stage(x)
             pyramid.append(x)
         head = self.fuse(self.merged(pyramid))
-        return {"logits": self.classifier(head), "head": head} | dict(zip(LEVELS, pyramid, strict=True))
+        taps = {"logits": self.classifier(head), "head": head} | dict(zip(LEVELS, pyramid, strict=True))
+        if self.aux_classifier is not None and not torch.compiler.is_exporting():
+            taps["aux"] = self.aux_classifier(pyramid[2])
+        return taps
 
     def merged(self, pyramid: list[Tensor]) -> Tensor:
         """All levels in one map at stride 4: each is enlarged and added to the next finer one."""

@@ -19,7 +19,7 @@ from stages.kd.ce import Ce
 from stages.kd.pixel import Pixel
 from stages.models import Model
 from stages.quantize import unsuited
-from stages.train import coarser, unmet
+from stages.train import class_count, coarser, unmet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class Aware(Stage):
         elif size:
             found += [(("fit", *path), text) for path, text in self.fit.misfits(tuple(size), *coarser(student, teacher))]
         for where, method in [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]:
-            found += unmet(where, method, student, teacher, self.text)
+            found += unmet(where, method, student, teacher, self.text, class_count(earlier.get(self.data)))
         return found
 
     def unsuited(self, engine: str) -> str | None:

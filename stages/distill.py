@@ -11,7 +11,7 @@ from stages.fit import Fit
 from stages.kd import TABLE as KD
 from stages.kd.ce import Ce
 from stages.models import TABLE as MODELS
-from stages.train import misfits, taught, unmet
+from stages.train import class_count, misfits, taught, unmet
 from stages.weights import Weights
 
 
@@ -42,8 +42,9 @@ class Distill(Stage):
         if teacher is None:  # the reference itself is wrong, and told elsewhere
             return misfits(self, earlier)
         places = [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]
+        classes = class_count(earlier.get(self.data))
         found = misfits(self, earlier, teacher) + [
-            p for where, method in places for p in unmet(where, method, self.model, teacher, self.text)
+            p for where, method in places for p in unmet(where, method, self.model, teacher, self.text, classes)
         ]
         if self.text and not any(method.needs_text for _, method in places):
             those = listed(self._with_text())

@@ -96,7 +96,15 @@ def headed(model: Model) -> str:
     return f"take one that can have it ({listed(name for name, row in MODELS.rows().items() if 'aux' in row.model_fields)})"
 
 
-def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = None, text: str | None = None) -> list[tuple[tuple, str]]:
+def class_count(data: Stage | None) -> int | None:
+    """How many classes a data stage will have, as far as its settings tell."""
+    source = getattr(data, "source", None)
+    return source.class_count() if source else None
+
+
+def unmet(
+    where: tuple, method: Method, student: Model, teacher: Model | None = None, text: str | None = None, classes: int | None = None
+) -> list[tuple[tuple, str]]:
     """What a method needs and would not find, each with the way out. `teacher` is None where nobody teaches."""
     if method.needs_teacher and teacher is None:
         return [(where, f"{method.kind} learns from a teacher: use it in a stage of kind distill, or write {{kind: ce}} here")]
@@ -113,4 +121,4 @@ def unmet(where: tuple, method: Method, student: Model, teacher: Model | None = 
     if method.needs_text and text is None:
         way = "add a stage of kind embed above, and write text: and its name in this stage"
         found.append((where, f"{method.kind} needs a vector of language per class: {way}"))
-    return found
+    return found + [((*where, *path), text) for path, text in method.misfits(classes)]

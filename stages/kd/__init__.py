@@ -50,6 +50,10 @@ class Method(Row):
         """Beyond `logits`, `head` and `c1` to `c4`, which every network has."""
         return []
 
+    def misfits(self, classes: int | None) -> list[tuple[tuple, str]]:
+        """What is wrong in view of the number of classes (None: only known once the data was read): (path of the field, message)."""
+        return []
+
     def build(self, pair: Pair) -> "Module":
         """A module: forward(step) -> {name: (term, weight)}, each term a 0-d tensor."""
         raise TypeError(f"{type(self).__name__} does not define build()")

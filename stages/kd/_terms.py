@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import BadRecipe
 from stages.kd import Loss, Pair, Task
 from stages.kd._step import Step
 
@@ -15,6 +16,8 @@ class Terms(nn.Module):
     def __init__(self, task: Task, losses: Sequence[Loss], pair: Pair, seed: int):
         super().__init__()
         rows = (task, *losses)
+        if wrong := [f"{row.kind}.{'.'.join(path)}: {text}" for row in rows for path, text in row.misfits(pair.classes)]:
+            raise BadRecipe("; ".join(wrong))
         self.maps = frozenset().union(*(row.maps() for row in rows))
         self.when = [None, *(row.when for row in losses)]
         kinds = [row.kind for row in rows]
@@ -29,7 +32,8 @@ class Terms(nn.Module):
         A loss that is off by its schedule is computed all the same, and counts 0: curves keep their names, and processes that
         wait for each other's gradients the same weights.
         """
-        with torch.autocast(step.labels.device.type, enabled=False):  # losses are computed in float32, whatever the networks are in
+        # In float32, whatever the networks are in: differences of cosines and of sums of squares drown in half precision.
+        with torch.autocast(step.labels.device.type, enabled=False):
             return self._weighted(step)
 
     def _weighted(self, step: Step) -> tuple[dict[str, Tensor], set[str]]:

@@ -17,6 +17,10 @@ class Source(Row):
         """What lies outside the store and is read by write(): name -> digest of a listing."""
         return {}
 
+    def class_count(self) -> int | None:
+        """How many classes there will be, where the settings alone tell; None where files of the data do."""
+        return None
+
     def write(self, out: Path, size: tuple[int, int] | None, limit: int | None, job: Any) -> tuple[dict, dict]:
         """Checks everything, fills `out`, and returns (facts, beside). `size` is (height, width), None for native."""
         raise TypeError(f"{type(self).__name__} does not define write()")

@@ -44,6 +44,9 @@ class Cityscapes(Source):
     def outside(self) -> dict[str, str]:
         return self.layout().outside()
 
+    def class_count(self) -> int:
+        return len(CLASSES)
+
     def write(self, out: Path, size: tuple[int, int] | None, limit: int | None, job: Any) -> tuple[dict, dict]:
         from stages.sources._classes import class_table
         from stages.sources._index import write_index

@@ -42,6 +42,9 @@ class Hf(Source):
 
         return {f"files.{split}": digest(Path(), [str(p) for p in expand(paths)]) for split, paths in (self.files or {}).items()}
 
+    def class_count(self) -> int | None:
+        return len(self.classes) if self.classes else None
+
     def write(self, out: Path, size: tuple[int, int] | None, limit: int | None, job: Any) -> tuple[dict, dict]:
         from stages.sources._classes import class_table, palette
         from stages.sources._rows import write_rows

@@ -73,6 +73,15 @@ CASES = {
         "teacher: teacher\nlosses: [|{kind: cirkd, weight: 0, pixel_weight: 0, region_weight: 0}]",
         "losses.0: weight, pixel_weight and region_weight are all 0, so that nothing is left of cirkd: raise one or remove it",
     ),
+    "weights for fewer classes than the data has": (
+        "teacher: teacher\ntask: {kind: rdd, class_weights: |[1.0, 2.0]}",
+        "task.class_weights: holds 2 numbers and the data 12 classes: give one for each",
+    ),
+    "descriptors that no image fills": (
+        "teacher: teacher\nlosses: [{kind: gskd, group: |49}]",
+        "losses.0.group: 49 needs 98 points of an image, and of 12 classes, 8 of each, there are 96 at most: lower group, or raise",
+    ),
+    "descriptors that an image may fill": ("teacher: teacher\nlosses: [{kind: gskd, group: 48}]", None),
     "two owners of the task loss": (
         "teacher: teacher\ntask: |[{kind: ce}, {kind: rdd}]",
         'task: found [{kind: "ce"}, {kind: "rdd"}], expected a mapping with a kind (ce or rdd); exactly one stands here, without brackets',

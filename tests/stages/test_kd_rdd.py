@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from pipeline.errors import BadRecipe
 from stages.kd import Pair
+from stages.kd._terms import Terms
 from stages.models.tiny import Tiny
 from stages.train import unmet
 from tests.stages.kd_cases import row_of, step_for
@@ -245,6 +246,8 @@ def test_a_teacher_without_an_auxiliary_head_is_refused_with_the_ways_out():
 
 
 def test_class_weights_that_do_not_fit_the_classes_are_refused():
-    with pytest.raises(BadRecipe, match="class_weights holds 2 numbers and the data 5 classes"):
-        module_for({"class_weights": [1.0, 2.0]}, 5)
+    row = row_of({"kind": "rdd", "class_weights": [1.0, 2.0]})
+    with pytest.raises(BadRecipe, match=r"rdd\.class_weights: holds 2 numbers and the data 5 classes: give one for each"):
+        Terms(row, [], Pair({"logits": 5}, {"logits": 5}, 5), 0)
+    assert row.misfits(2) == row.misfits(None) == []
     assert math.isfinite(terms_of({"class_weights": [1.0, 2.0]}, 2, *nets(2), labels(2))["rdd"][0].item())

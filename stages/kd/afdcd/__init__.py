@@ -9,8 +9,9 @@ on c4, as far as the authors' released code was described to us:
 
 Samples are the 16 positions of a 4x4 patch of the max-pooled maps times 16 groups of channels, so 256 per patch; same group at another
 position is neither positive nor negative. Ours ([RECON]): that all four convolutions are 3x3 with ReLU between them; maps too small to
-pool by 4 are pooled less, and small maps give smaller patches; groups are as many as divide both 16 and the width. The authors' recipe
-has {kind: pixel, at: logits} beside it.
+pool by 4 are pooled less, and small maps give smaller patches; groups are as many as divide both 16 and the width. An odd
+width makes none, which only a network of transformers can have: it knows its widths once it is built, and so it is told when the
+stage starts. The authors' recipe has {kind: pixel, at: logits} beside it.
 """
 
 from typing import ClassVar, Literal

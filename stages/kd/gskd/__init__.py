@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from stages.kd import Loss, filled
 
 PRESETS = {"mild": {"temperature": 1.0}, "sharp": {"temperature": 0.2}}
+MOST = 32  # classes of one image that are sampled; of more (ADE20K has 150) as many are drawn
 
 
 class Gskd(Loss):
@@ -50,6 +51,14 @@ class Gskd(Loss):
     @classmethod
     def from_preset(cls, given: Any) -> Any:
         return filled(given, PRESETS, "mild")
+
+    def misfits(self, classes):
+        sampled = min(classes or MOST, MOST)
+        points = self.per_class * sampled
+        if not self.group or points >= 2 * self.group:
+            return []
+        most = f"of {sampled} classes, {self.per_class} of each, there are {points} at most"
+        return [(("group",), f"{self.group} needs {2 * self.group} points of an image, and {most}: lower group, or raise per_class")]
 
     def build(self, pair):
         from .loss import Structure

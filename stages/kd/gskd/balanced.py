@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST = 32  # classes of one image that are sampled; of more (ADE20K has 150) as many are drawn
+from stages.kd.gskd import MOST
 
 
 class Points(NamedTuple):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import BadRecipe
 from stages.kd._meet import on_grid, same_grid, unit
 
-from .balanced import MOST, balanced
+from . import MOST
+from .balanced import balanced
 
 SHORTEST = 1e-6  # a feature no longer than this has no direction
 
@@ -30,26 +30,22 @@ class Structure(nn.Module):
         self.classes, self.per_class, self.group, self.mask_diagonal = classes, per_class, group, mask_diagonal
         self.weight, self.temperature = weight, temperature
         points = per_class * min(classes, MOST)
-        if group and points < 2 * group:
-            most = f"of {min(classes, MOST)} classes, {per_class} of each, there are {points} at most"
-            raise BadRecipe(f"gskd: group {group} needs {2 * group} points of an image, and {most}: lower group, or raise per_class")
         self.groups = per_class if group is None else -(-points // group) if group else 1  # at most
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
-        with torch.autocast(step.labels.device.type, enabled=False):  # differences of cosines drown in bfloat16
-            student, teacher = same_grid(step.student["head"], step.teacher["head"], step.align_corners)  # (B, D, h, w)
-            points = self._points(step, tuple(teacher.shape[-2:]))
-            index, valid = points.index.flatten(1), points.valid.repeat_interleave(self.per_class, 1)  # (B, M)
-            live = valid[:, :, None] & valid[:, None, :]  # (B, M, M)
-            if self.mask_diagonal:
-                live = live & ~torch.eye(live.shape[-1], dtype=torch.bool, device=live.device)
-            count = points.valid.sum(1)  # (B,): classes of each image
-            size = count.clamp(min=1) if self.group is None else torch.full_like(count, self.group)
-            group = dealt(live, size) if self.group != 0 else torch.zeros_like(live, dtype=torch.long)
-            own, theirs = cosines(self.project(rows_at(student, index))), cosines(rows_at(teacher, index))
-            kl = descriptor_kl(own, theirs, live, group, self.groups, self.temperature)
-            enough = (count >= 2) & (count * self.per_class >= 2 * size)
-            return {"gskd": (self.temperature**2 * (kl * enough).mean(), self.weight)}
+        student, teacher = same_grid(step.student["head"], step.teacher["head"], step.align_corners)  # (B, D, h, w)
+        points = self._points(step, tuple(teacher.shape[-2:]))
+        index, valid = points.index.flatten(1), points.valid.repeat_interleave(self.per_class, 1)  # (B, M)
+        live = valid[:, :, None] & valid[:, None, :]  # (B, M, M)
+        if self.mask_diagonal:
+            live = live & ~torch.eye(live.shape[-1], dtype=torch.bool, device=live.device)
+        count = points.valid.sum(1)  # (B,): classes of each image
+        size = count.clamp(min=1) if self.group is None else torch.full_like(count, self.group)
+        group = dealt(live, size) if self.group != 0 else torch.zeros_like(live, dtype=torch.long)
+        own, theirs = cosines(self.project(rows_at(student, index))), cosines(rows_at(teacher, index))
+        kl = descriptor_kl(own, theirs, live, group, self.groups, self.temperature)
+        enough = (count >= 2) & (count * self.per_class >= 2 * size)
+        return {"gskd": (self.temperature**2 * (kl * enough).mean(), self.weight)}
 
     def _points(self, step, size: tuple[int, int]):
         labels = step.labels_at(size).flatten(1).long()

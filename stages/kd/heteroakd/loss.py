@@ -29,13 +29,12 @@ class HeteroAKD(nn.Module):
         self.weights, self.temperature, self.form, self.area, self.mixes = weights, temperature, form, area, mixes
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
-        with torch.autocast(step.labels.device.type, enabled=False):  # bfloat16 would blur which of two good maps is the better
-            student = self.student(_wide(step.student["c4"]))  # (B, C, h, w)
-            teacher = on_grid(self.teacher(_wide(step.teacher["c4"])), student.shape[-2:])
-            labels, valid = self._labels(step, tuple(student.shape[-2:]), student.dtype)
-            count = valid.sum().clamp(min=1)
-            mixture = heteroakd_px(student, teacher, labels, temperature=self.temperature, form=self.form)  # 0 where no label
-            proj = sum(_ce(logits, labels) for logits in (student, teacher))
+        student = self.student(_wide(step.student["c4"]))  # (B, C, h, w)
+        teacher = on_grid(self.teacher(_wide(step.teacher["c4"])), student.shape[-2:])
+        labels, valid = self._labels(step, tuple(student.shape[-2:]), student.dtype)
+        count = valid.sum().clamp(min=1)
+        mixture = heteroakd_px(student, teacher, labels, temperature=self.temperature, form=self.form)  # 0 where no label
+        proj = sum(_ce(logits, labels) for logits in (student, teacher))
         weight, proj_weight, pixel_weight = self.weights
         terms = {
             "heteroakd": (self.mixes.factor(step.progress) * self.temperature**2 * mixture.sum() / count, weight),

@@ -26,6 +26,5 @@ def typical(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """
     centres = segmented_mean(features, labels, classes).means  # (B, K, C)
     own = labels.flatten(1)[:, None] == torch.arange(classes, device=labels.device)[:, None]  # (B, K, h * w)
-    with torch.autocast(features.device.type, enabled=False):
-        cosines = unit(centres, 2) @ unit(features.flatten(2), 1)
+    cosines = unit(centres, 2) @ unit(features.flatten(2), 1)
     return (cosines * own).sum(1)

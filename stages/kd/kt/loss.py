@@ -1,6 +1,5 @@
 """The four terms of Knowledge Tailoring. Where the grids differ the teacher's maps come to the student's: it is cut to fit."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import triplet_margin_loss
 
@@ -47,21 +46,20 @@ class KnowledgeTailoring(nn.Module):
         return self.temperature**2 * found.mean()
 
     def _tailored(self, step) -> dict[str, Tensor]:
-        """Both terms on features. Sums over hundreds of channels: not in half precision, whatever the training's is."""
+        """Both terms on features."""
         student, teacher = met(step, "head")
         early, terms = step.progress < self.switch, {}
         net, idle = (self.lift, (self.cut,)) if early else (self.cut, (self.lift, self.reach, self.cut))
-        with torch.autocast(student.device.type, enabled=False):
-            own, theirs = (unit(net.flatten(2), 2, SHORTEST) for net in (student, teacher))  # (B, c, P)
-            likeness = own @ theirs.mT  # (B, c_s, c_t), cosines
-            high, low = parted(likeness.mT, student) if early else parted(likeness, teacher)
-            high = net(high)
-            if self.weights["kt_feature"]:
-                terms["kt_feature"] = self._ckl(high, teacher) if early else self._ckl(student, high)  # its target gets no gradient
-            if self.weights["kt_contrast"]:
-                anchor = self.reach(student) if early else student
-                terms["kt_contrast"] = triplet_margin_loss(anchor, high, net(low), margin=1.0, eps=1e-7)  # distances along the width
-            return {name: term + untouched(idle) for name, term in terms.items()}
+        own, theirs = (unit(net.flatten(2), 2, SHORTEST) for net in (student, teacher))  # (B, c, P)
+        likeness = own @ theirs.mT  # (B, c_s, c_t), cosines
+        high, low = parted(likeness.mT, student) if early else parted(likeness, teacher)
+        high = net(high)
+        if self.weights["kt_feature"]:
+            terms["kt_feature"] = self._ckl(high, teacher) if early else self._ckl(student, high)  # its target gets no gradient
+        if self.weights["kt_contrast"]:
+            anchor = self.reach(student) if early else student
+            terms["kt_contrast"] = triplet_margin_loss(anchor, high, net(low), margin=1.0, eps=1e-7)  # distances along the width
+        return {name: term + untouched(idle) for name, term in terms.items()}
 
 
 def met(step, tap: str) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,12 @@ class Rdd(Task):
         otherwise = "train one onto it (a stage of kind train with frozen:), or set difficulty: entropy, or tfe: 0 with switch: hard"
         return [Need("teacher", "aux", otherwise)]
 
+    def misfits(self, classes):
+        given = self.class_weights
+        if classes is None or given is None or len(given) == classes:
+            return []
+        return [(("class_weights",), f"holds {len(given)} numbers and the data {classes} classes: give one for each")]
+
     def build(self, pair):
         from .loss import RelativeDifficulty
 

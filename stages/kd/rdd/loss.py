@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from kernels.pixel_kl import pixel_kl
-from pipeline.errors import BadRecipe
 from stages.kd._meet import on_grid
 
 HARDEST = 30.0  # D above this weighs a pixel with 0 all the same
@@ -24,8 +23,6 @@ class RelativeDifficulty(nn.Module):
         if settings.aux_weight and "aux" in pair.student:
             self.heads["rdd_aux"] = ("aux", "aux" if "aux" in pair.teacher else "logits", settings.aux_weight)
         given = settings.class_weights
-        if given is not None and len(given) != pair.classes:
-            raise BadRecipe(f"rdd: class_weights holds {len(given)} numbers and the data {pair.classes} classes: give one for each")
         self.register_buffer("class_weights", torch.tensor(given) if given else None, persistent=False)
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:

@@ -68,8 +68,7 @@ class TextDistillation(nn.Module):
 
     def named(self, rho: Tensor) -> Tensor:
         """(B, K, K') cosines of the regions' mean vectors (B, K, D) with all names."""
-        with torch.autocast(rho.device.type, enabled=False):
-            return unit(rho, -1, SHORTEST) @ self.names.to(rho.dtype).mT
+        return unit(rho, -1, SHORTEST) @ self.names.to(rho.dtype).mT
 
 
 class Read:
@@ -81,14 +80,14 @@ class Read:
 
     def __init__(self, f: Tensor, weight: Tensor, names: Tensor):
         wide, narrow = weight.shape
-        with torch.autocast(f.device.type, enabled=False):
-            if 2 * narrow > wide:
-                self.vectors, self.to_language, names = unit(torch.einsum("dc,bchw->bdhw", weight, f), 1, SHORTEST), None, names.to(f.dtype)
-            else:
-                squared = (f * torch.einsum("cd,bdhw->bchw", weight.mT @ weight, f)).sum(1, keepdim=True)
-                self.vectors = f * torch.where(squared > SHORTEST**2, squared, torch.inf).rsqrt()  # 0 without a direction, as unit has it
-                self.to_language, names = weight, names.to(f.dtype) @ weight
-            self.map = SHARPNESS * torch.einsum("kc,bchw->bkhw", names, self.vectors)  # (B, K, h, w)
+        names = names.to(f.dtype)
+        if 2 * narrow > wide:
+            self.vectors, self.to_language = unit(torch.einsum("dc,bchw->bdhw", weight, f), 1, SHORTEST), None
+        else:
+            squared = (f * torch.einsum("cd,bdhw->bchw", weight.mT @ weight, f)).sum(1, keepdim=True)
+            self.vectors = f * torch.where(squared > SHORTEST**2, squared, torch.inf).rsqrt()  # 0 without a direction, as unit has it
+            self.to_language, names = weight, names @ weight
+        self.map = SHARPNESS * torch.einsum("kc,bchw->bkhw", names, self.vectors)  # (B, K, h, w)
         self.classes = len(names)
 
     def regions(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,9 @@ class Streets(Source):
     val: int = Field(200, ge=1, le=100_000, description="Number of validation scenes.")
     test: int = Field(200, ge=0, le=100_000, description="Number of test scenes; 0 leaves the split out.")
 
+    def class_count(self) -> int:
+        return len(CLASSES)
+
     def write(self, out: Path, size: tuple[int, int] | None, limit: int | None, job: Any) -> tuple[dict, dict]:
         from stages.sources._pixels import write_pixels
         from stages.sources.streets.draw import draw

@@ -44,7 +44,10 @@ def read(path: Path, kinds: Mapping[str, str], *, profile_for: Callable[[Path], 
         raise together(problems)
     file, axes = path.parent / data["recipe"], data["axes"]
     profile = profile_for(file)
-    base = read_recipe(file, kinds, profile=profile, sets=sets).name
+    recipe = read_recipe(file, kinds, profile=profile, sets=sets)
+    if problems := list(_lost(data.get("figures", []), list(recipe.stages), marks, str(path))):
+        raise together(problems)
+    base = recipe.name
     variants = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
@@ -80,6 +83,18 @@ def is_sweep(path: Path) -> bool:
     except (OSError, BadRecipe):
         return False
     return "axes" in data and "stages" not in data
+
+
+def _lost(figures: list[str], stages: list[str], marks: dict[Place, Any], name: str) -> Iterator[Problem]:
+    """Figures of no stage: what a stage tells is known once it ran, but not what it is called."""
+    for i, figure in enumerate(figures):
+        stage, dot, _ = figure.partition(".")
+        if stage in stages and dot:
+            continue
+        mark = marks[("figures", i)]
+        found = f"there is no stage {visible(stage)}{meant_or_listed(stage, stages)}"
+        found = found if stage not in stages else f"write what of {stage} is meant behind a dot, such as {stage}.value"
+        yield Problem(f"{name}:{mark.line}:{mark.column}", mark.line, mark.column, f"figures.{i}: {found}")
 
 
 def _wrong(data: dict[str, Any], marks: dict[Place, Any], name: str) -> Iterator[Problem]:

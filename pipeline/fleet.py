@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import finding, limits
+from . import finding, fsops, limits
 from .errors import JUDGED, BadRecipe, GateFailed, Stopped, Undecided
+from .problems import visible
+from .show import plain
 from .store import Store
 
 LOOK = 0.2  # seconds between two looks at the processes
@@ -33,13 +35,14 @@ def sweep(asked: argparse.Namespace, parts: Any) -> int:
     folder = asked.out / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{chosen.name}: {len(chosen.variants)} runs, {asked.jobs} at a time; logs in {folder}")
-    fleet = Fleet(chosen.variants, folder, asked, parts)
+    results = Results(chosen, Store(asked.store), parts.machine(), folder)
     try:
-        done = fleet.run()
+        done = Fleet(chosen.variants, folder, asked, parts, results).run()
     finally:  # stopped, too: the table then tells what there is so far
-        print(_table(chosen, fleet.ended, Store(asked.store), parts, folder))
+        print(results.write())
     failed = [variant.name for variant in chosen.variants if done[variant.name] not in JUDGED]
     if not failed:
+        results.require_figures()
         return 0
     print(f"{len(failed)} of {len(chosen.variants)} runs did not end well, the first is {failed[0]}: see its log", file=sys.stderr)
     return done[failed[0]]
@@ -53,13 +56,14 @@ class Fleet:
     folder: Path
     asked: argparse.Namespace
     parts: Any
+    results: "Results"
     ended: dict[str, int] = field(default_factory=dict)  # name -> exit code
     signals: list[int] = field(default_factory=list)
 
     def run(self) -> dict[str, int]:
         """{name: exit code} of all; Stopped if somebody asked for it."""
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.working: dict[str, tuple[Any, float]] = {}  # name -> its process, and when it began
+        self.working: dict[str, tuple[Any, Any, float]] = {}  # name -> the variant, its process, and when it began
         waiting = list(self.variants)
         try:
             while self.working or (waiting and not self.signals):
@@ -80,21 +84,22 @@ class Fleet:
         # Forked, so that it has the same parts as this process, which holds no threads and nothing of machine learning.
         process = get_context("fork").Process(target=_one, args=(variant, self.folder, self.asked, self.parts, os.getpid()))
         process.start()
-        self.working[variant.name] = (process, time.monotonic())
+        self.working[variant.name] = (variant, process, time.monotonic())
 
     def _collect(self) -> None:
-        for name, (process, began) in list(self.working.items()):
+        for name, (variant, process, began) in list(self.working.items()):
             if process.exitcode is not None:
                 process.join()
                 del self.working[name]
                 self.ended[name] = code = process.exitcode
+                self.results.ended(variant, code)  # before it is said
                 how = {0: "done", GateFailed.code: "done, gate failed", Undecided.code: "done, gate undecided"}.get(code, f"exit {code}")
                 print(f"  [{len(self.ended)}/{len(self.variants)}] {name}: {how}, {time.monotonic() - began:.0f} s", flush=True)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """Passed on: the first asks every run to save its state, the second ends them."""
         self.signals.append(number)
-        for process, _ in self.working.values():
+        for _, process, _ in self.working.values():
             if process.is_alive():
                 os.kill(process.pid, number)
 
@@ -120,40 +125,70 @@ def _one(variant: Any, folder: Path, asked: argparse.Namespace, parts: Any, pare
     os._exit(code)
 
 
-def _table(chosen: Any, done: dict[str, int], store: Store, parts: Any, folder: Path) -> str:
-    """Written as table.md and results.json; returned as text."""
-    results = [_result(variant, done.get(variant.name), store) for variant in chosen.variants]
-    known = {path for result in results for path in result["figures"]}
-    if unknown := [path for path in chosen.figures if known and path not in known]:
-        raise BadRecipe(f"no run has a figure {unknown[0]!r}{finding.meant(unknown[0], sorted(known))}")
-    machine = parts.machine()
-    for result in results:
-        result["figures"] = {path: result["figures"].get(path) for path in chosen.figures}
-    (folder / "results.json").write_text(json.dumps({"sweep": chosen.name, "machine": machine, "results": results}, indent=1) + "\n")
-    axes = list(chosen.variants[0].values)
-    rows = [[*axes, *chosen.figures]]
-    rows += [[*r["values"].values(), *(_shown(r["figures"][path]) for path in chosen.figures)] for r in results]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-    return text
+class Results:
+    """What the runs of a sweep gave so far, as table.md and results.json: written after every run, so that a killed sweep leaves them."""
+
+    def __init__(self, chosen: Any, store: Store, machine: Any, folder: Path):
+        self.chosen, self.store, self.machine, self.folder = chosen, store, machine, folder
+        self.found = {variant.name: _result(variant, None, store) for variant in chosen.variants}
+        self.told = False
+
+    def ended(self, variant: Any, code: int) -> None:
+        self.found[variant.name] = _result(variant, code, self.store)
+        self.write()
+        if code in JUDGED and not self.told:
+            self.told = True
+            for path in self.chosen.figures:
+                if path not in (known := self.found[variant.name]["figures"]):
+                    said = f"{variant.name} has no figure {path!r}{finding.meant(path, sorted(known))}"
+                    print(f"  {plain(said)} (the others run on: corrected, the same command keeps them)", file=sys.stderr, flush=True)
+
+    def write(self) -> str:
+        """Each file whole at every instant; the table is returned, too."""
+        figures, results = self.chosen.figures, list(self.found.values())
+        shown = [result | {"figures": {path: result["figures"].get(path) for path in figures}} for result in results]
+        content = {"sweep": self.chosen.name, "machine": self.machine, "results": shown}
+        fsops.replace(self.folder / "results.json", (json.dumps(content, indent=1) + "\n").encode())
+        rows = [[*self.chosen.variants[0].values, *map(_cell, figures)]]
+        rows += [[*r["values"].values(), *(_shown(r["figures"][path]) for path in figures)] for r in shown]
+        text = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+        fsops.replace(self.folder / "table.md", (text + "\n").encode())
+        return text
+
+    def require_figures(self) -> None:
+        """BadRecipe where a figure is in no run that gave any."""
+        known = {path for result in self.found.values() for path in result["figures"]}
+        if unknown := [path for path in self.chosen.figures if known and path not in known]:
+            raise BadRecipe(f"no run has a figure {unknown[0]!r}{finding.meant(unknown[0], sorted(known))}")
 
 
 def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:
     from .report import figures
 
-    runs = store.runs(variant.name)
-    stages = finding.stages(store, runs[-1]) if runs else {}
+    run = next(reversed(store.runs(variant.name)), None)
+    if run and code is None and not _same(variant, store.journal(run).read()):
+        run = None  # an earlier sweep made it with other settings
+    stages = finding.stages(store, run) if run else {}
     found = figures(store, stages)
     for name, entry in stages.items():
         if artifact := store.find(entry["key"], name):
             found |= {f"{name}.{key}": value for key, value in artifact.beside.items() if isinstance(value, int | float)}
     return {
         "values": variant.values,
-        "run": runs[-1] if runs else None,
+        "run": run,
         "exit": code,
         "artifacts": {name: entry["id"] for name, entry in stages.items()},
         "figures": found,
     }
+
+
+def _same(variant: Any, entries: list[dict[str, Any]]) -> bool:
+    """Whether a run that this sweep did not start has the settings of this variant."""
+    return bool(entries) and entries[0].get("resolved") == json.loads(json.dumps(variant.recipe.resolved))
+
+
+def _cell(text: str) -> str:
+    return visible(text).replace("|", "\\|")
 
 
 def _shown(value: Any) -> str:

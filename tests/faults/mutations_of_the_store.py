@@ -292,6 +292,7 @@ COPY = "a copy outside the store: `pull` compares every byte of it, and `push` m
 CALLED = "it calls the look in `verify` above it, which is among the mutations"
 GATING, EXCHANGE = "pipeline/gating.py", "pipeline/exchange.py"
 
+TABLE = "the figures of a sweep are read from the store, and the same command writes them anew"
 EXEMPT = {
     (EXCHANGE, "store.verify(id)"): "what was copied is compared with its id again, before it gets its name",
     (EXCHANGE, "os.rename(fresh, target)"): COPY,
@@ -305,6 +306,8 @@ EXEMPT = {
     ): "it is committed, and `gate --accept` writes it anew",
     (FSCK, "fsops.sync_folder(target.parent)"): "a damaged record that comes back after a power cut is found damaged again",
     (RUNS, SPEC): "it is written for people; the child is told in full by other means",
+    ("pipeline/fleet.py", 'fsops.replace(self.folder / "results.json", (json.dumps(content, indent=1) + "\\n").encode())'): TABLE,
+    ("pipeline/fleet.py", 'fsops.replace(self.folder / "table.md", (text + "\\n").encode())'): TABLE,
     ("pipeline/report.py", "fresh.rename(target)"): "a bundle outside the store is a copy, and `report` makes it anew",
     ("pipeline/report.py", "fresh.replace(file)"): "a page is rendered from the store, and `report` makes it anew",
 }

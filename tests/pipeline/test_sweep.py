@@ -103,6 +103,32 @@ def test_stopped_it_stops_its_runs_and_goes_on_with_the_same_command(place):
     assert all(len(found) == 2 and found[0] == "0" and int(found[1]) > 0 for found in starts)
 
 
+def test_killed_it_leaves_the_table_of_the_runs_that_ended_and_nothing_of_earlier_settings(place):
+    place.recipe.write_text("name: toy\nstages: {one: {kind: number}, far: {kind: count, of: one}}\n")
+    axes = "recipe: toy.yaml\naxes: {far: {a: {stages.far.steps: 2}, b: {stages.far.steps: 3}}}\nfigures: [far.value]\n"
+    (place.folder / "grid.yaml").write_text(axes)
+    sweep(place)
+    assert [r["figures"] for r in results(place)] == [{"far.value": 2.0}, {"far.value": 3.0}]
+    (place.folder / "grid.yaml").write_text(axes.replace("steps: 3", "steps: 4000"))
+    process = place.start("sweep", "grid.yaml", "--profile", "none")
+    wait_for(process, "[1/2]")
+    process.kill()
+    process.communicate(timeout=30)
+    assert [(r["figures"]["far.value"], r["run"], r["exit"]) for r in results(place)] == [(2.0, "toy.a-1", 0), (None, None, None)]
+    assert "| a | 2 |\n| b | - |" in (place.folder / "runs/grid/table.md").read_text()
+
+
+def test_a_figure_that_a_run_does_not_give_is_told_after_the_first_and_the_table_is_there_all_the_same(place):
+    (place.folder / "grid.yaml").write_text(SWEEP.replace("sum.value", "sum.valu"))
+    process = place.start("sweep", "grid.yaml", "--profile", "none")
+    told = process.stderr.readline()
+    said = "(the others run on: corrected, the same command keeps them)"
+    assert told == f"  toy.one.5 has no figure 'sum.valu'; did you mean 'sum.value'? {said}\n"
+    assert process.poll() is None, "told while the others run"
+    process.communicate(timeout=60)
+    assert process.returncode == 2 and "| one | 5 | - |" in (place.folder / "runs/grid/table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -114,6 +140,8 @@ def test_stopped_it_stops_its_runs_and_goes_on_with_the_same_command(place):
         (SWEEP.replace("stages.sum.times: 2.0", "stages.sum.time: 2.0"), "times: two, second: 5"),
         (SWEEP.replace("toy.yaml", "toi.yaml"), "toi.yaml"),
         (SWEEP.replace("sum.value", "sum.valu"), "no run has a figure 'sum.valu'; did you mean 'sum.value'?"),
+        (SWEEP.replace("sum.value", "summ.value"), "grid.yaml:6:11  figures.0: there is no stage summ; did you mean sum?"),
+        (SWEEP.replace("sum.value", "sum"), "figures.0: write what of sum is meant behind a dot, such as sum.value"),
         (SWEEP.replace("stages.two.value: 5", "name: x"), "a sweep names its runs itself"),
     ],
 )

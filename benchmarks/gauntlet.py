@@ -66,7 +66,7 @@ def add(file: Path, name: str, store: Store) -> None:
     new = 0
     for result in found["results"]:
         ids = result["artifacts"]
-        if not ids.get("measured") or ids["measured"][:12] in known:
+        if not ids.get("measured") or not result["run"] or ids["measured"][:12] in known:
             continue
         kept["trials" if "trial" in result["values"] else "runs"].append(taken(result, found["machine"], store))
         kept["schedule"] = schedule(ids, store)

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import finding, fsops, limits
 from .errors import JUDGED, BadRecipe, GateFailed, Stopped, Undecided
+from .plan import make
 from .problems import visible
 from .show import plain
 from .store import Store
@@ -166,9 +167,7 @@ def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:
     from .report import figures
 
     run = next(reversed(store.runs(variant.name)), None)
-    if run and code is None and not _same(variant, store.journal(run).read()):
-        run = None  # an earlier sweep made it with other settings
-    stages = finding.stages(store, run) if run else {}
+    run, stages = _before(variant, store) if run and code is None else (run, finding.stages(store, run) if run else {})
     found = figures(store, stages)
     for name, entry in stages.items():
         if artifact := store.find(entry["key"], name):
@@ -182,9 +181,14 @@ def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:
     }
 
 
-def _same(variant: Any, entries: list[dict[str, Any]]) -> bool:
-    """Whether a run that this sweep did not start has the settings of this variant."""
-    return bool(entries) and entries[0].get("resolved") == json.loads(json.dumps(variant.recipe.resolved))
+def _before(variant: Any, store: Store) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """What earlier sweeps made of a variant as it is now, by its keys, and the newest run with just that: settings may have changed."""
+    stages = {step.name: {"id": step.artifact.id, "key": step.key} for step in make(variant.recipe.stages, store) if step.artifact}
+    ids = {name: entry["id"] for name, entry in stages.items()}
+    for run in reversed(store.runs(variant.name)):
+        if ids == {name: entry["id"] for name, entry in finding.stages(store, run).items()}:
+            return run, stages
+    return None, stages
 
 
 def _cell(text: str) -> str:

@@ -115,7 +115,14 @@ def test_killed_it_leaves_the_table_of_the_runs_that_ended_and_nothing_of_earlie
     process.kill()
     process.communicate(timeout=30)
     assert [(r["figures"]["far.value"], r["run"], r["exit"]) for r in results(place)] == [(2.0, "toy.a-1", 0), (None, None, None)]
+    assert results(place)[1]["artifacts"].keys() == {"one"}, "which both settings share"
     assert "| a | 2 |\n| b | - |" in (place.folder / "runs/grid/table.md").read_text()
+    (place.folder / "grid.yaml").write_text(axes.replace("steps: 2", "steps: 4"))
+    process = place.start("sweep", "grid.yaml", "--profile", "none")
+    wait_for(process, "[1/2]")
+    process.kill()
+    process.communicate(timeout=30)
+    assert [r["figures"]["far.value"] for r in results(place)] == [4, 3], "the second was made before, with these settings"
 
 
 def test_a_figure_that_a_run_does_not_give_is_told_after_the_first_and_the_table_is_there_all_the_same(place):

@@ -17,7 +17,7 @@ from typing import Any
 from . import finding, fsops, limits
 from .errors import JUDGED, BadRecipe, GateFailed, Stopped, Undecided
 from .plan import make
-from .problems import visible
+from .problems import meant_or_listed, visible
 from .show import plain
 from .store import Store
 
@@ -141,7 +141,7 @@ class Results:
             self.told = True
             for path in self.chosen.figures:
                 if path not in (known := self.found[variant.name]["figures"]):
-                    said = f"{variant.name} has no figure {path!r}{finding.meant(path, sorted(known))}"
+                    said = f"{variant.name} has no figure {path}{meant_or_listed(path, sorted(known))}"
                     print(f"  {plain(said)} (the others run on: corrected, the same command keeps them)", file=sys.stderr, flush=True)
 
     def write(self) -> str:
@@ -160,7 +160,7 @@ class Results:
         """BadRecipe where a figure is in no run that gave any."""
         known = {path for result in self.found.values() for path in result["figures"]}
         if unknown := [path for path in self.chosen.figures if known and path not in known]:
-            raise BadRecipe(f"no run has a figure {unknown[0]!r}{finding.meant(unknown[0], sorted(known))}")
+            raise BadRecipe(f"no run has a figure {visible(unknown[0])}{meant_or_listed(unknown[0], sorted(known))}")
 
 
 def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.artifact import Artifact
-from pipeline.problems import listed
 from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
 from stages.fit import Fit
 from stages.kd import TABLE as KD
@@ -50,8 +49,7 @@ class Train(Stage):
         if "aux" in theirs.taps():
             found.append((("frozen",), f"{self.frozen} has an auxiliary head, which can teach as it is: leave this stage out"))
         elif "aux" not in self.model.taps():
-            text = f"frozen trains the auxiliary head alone, and {self.model.kind} as set here has none: {headed(self.model)}"
-            found.append((("model",), text))
+            found.append((("model",), f"frozen trains the auxiliary head alone, and {self.model.kind} as set here has none: set aux: true"))
         elif theirs != self.model.model_copy(update={"aux": False}):
             found.append((("model",), f"this is not the network of {self.frozen} with a head: write its settings here, and aux: true"))
         return found
@@ -87,13 +85,6 @@ def coarser(model: type[Model] | Model, teacher: type[Model] | Model | None) -> 
     if teacher and teacher.multiple > model.multiple:
         return teacher.multiple, "the teacher"
     return model.multiple, "the model"
-
-
-def headed(model: Model) -> str:
-    """How a network gets an auxiliary head."""
-    if "aux" in type(model).model_fields:
-        return "set aux: true"
-    return f"take one that can have it ({listed(name for name, row in MODELS.rows().items() if 'aux' in row.model_fields)})"
 
 
 def class_count(data: Stage | None) -> int | None:

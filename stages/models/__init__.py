@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData
+from pipeline.stage import Later
 from pipeline.table import Row, Table
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ class Model(Row):
 
     multiple: ClassVar[int] = 32  # image height and width must be multiples of this
     head_keys: ClassVar[tuple[str, ...]] = ()  # prefixes of the head's weights: a pretrained start may lack them
-    aux_keys: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that only help in training: an exported graph lacks them
+    aux_keys: ClassVar[tuple[str, ...]] = ("aux_classifier.",)  # prefixes of what only helps in training: an exported graph lacks it
+
+    aux: Annotated[bool, Later()] = Field(
+        False, description="Whether there is an auxiliary head on c3; it helps in training and in teaching, and an exported graph lacks it."
+    )
 
     def taps(self) -> set[str]:
         """The maps it returns, as far as settings tell: a recipe is checked against them before anything runs."""
-        return {"logits", "head", *LEVELS}
+        return {"logits", "head", *LEVELS} | ({"aux"} if self.aux else set())
 
     def build(self, classes: int) -> "nn.Module":
         """The network with fresh weights, drawn from torch's global generator: the caller seeds it."""

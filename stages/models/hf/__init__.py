@@ -1,11 +1,10 @@
 """Any semantic segmentation network that transformers can build, as a teacher to load or a student to train."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from pipeline.stage import Later
 from stages.models import MEAN, STD, Model, Triple, evaluated
 
 if TYPE_CHECKING:
@@ -21,19 +20,13 @@ class HuggingFace(Model):
     mean: Triple = Field(MEAN, description="Mean of R, G, B after rescale; `load` takes it from preprocessor_config.json.")
     std: Triple = Field(STD, description="Standard deviation of R, G, B after rescale; `load` takes it from preprocessor_config.json.")
     rescale: float = Field(1 / 255, gt=0, description="Factor on values 0..255; `load` takes it from preprocessor_config.json.")
-    aux: Annotated[bool, Later()] = Field(
-        False, description="Whether there is an auxiliary head of ours on c3, which published weights and an exported graph lack."
-    )
 
     # the names that transformers gives its heads, and ours
     head_keys: ClassVar[tuple[str, ...]] = (
         *("net.decode_head.", "net.auxiliary_head.", "net.segmentation_head.", "net.head."),
         "aux_classifier.",
     )
-    aux_keys: ClassVar[tuple[str, ...]] = ("net.auxiliary_head.", "aux_classifier.")
-
-    def taps(self) -> set[str]:
-        return super().taps() | ({"aux"} if self.aux else set())
+    aux_keys: ClassVar[tuple[str, ...]] = ("net.auxiliary_head.", "aux_classifier.")  # of theirs, which nobody reads, and of ours
 
     def build(self, classes: int) -> "nn.Module":
         from .net import built

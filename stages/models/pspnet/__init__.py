@@ -12,17 +12,15 @@ class PSPNet(Model):
     kind: Literal["pspnet"]
     backbone: Literal["resnet18", "resnet50", "resnet101", "mobilenet_v2"] = Field("resnet18", description="The network under the head.")
     width: int = Field(512, ge=1, le=4096, description="Channels that the last convolution sees; 512 in the paper, small students 128.")
-    aux: bool = Field(True, description="Whether there is an auxiliary head on c3; it helps in training, and an exported graph lacks it.")
+    aux: bool = Field(
+        True, description="Whether there is an auxiliary head on c3, as in the published networks; an exported graph lacks it."
+    )
     align_corners: bool = Field(False, description="How maps are enlarged.")
     mean: Triple = Field(MEAN, description="Mean of R, G, B, for values in 0..1.")
     std: Triple = Field(STD, description="Standard deviation of R, G, B, for values in 0..1.")
 
     multiple: ClassVar[int] = 8
     head_keys: ClassVar[tuple[str, ...]] = ("classifier.", "aux_classifier.")
-    aux_keys: ClassVar[tuple[str, ...]] = ("aux_classifier.",)
-
-    def taps(self) -> set[str]:
-        return super().taps() | ({"aux"} if self.aux else set())
 
     def build(self, classes: int):
         from .net import built

@@ -1,11 +1,10 @@
 """SegFormer b0..b5 (Xie et al. 2021), taking the published Hugging Face checkpoints as they are."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.stage import Later
 from stages.models import MEAN, STD, Model, Triple, evaluated
 
 
@@ -17,15 +16,7 @@ class SegFormer(Model):
     mean: Triple = Field(MEAN, description="Mean of R, G, B, for values in 0..1.")
     std: Triple = Field(STD, description="Standard deviation of R, G, B, for values in 0..1.")
 
-    aux: Annotated[bool, Later()] = Field(
-        False, description="Whether there is an auxiliary head on c3, which published weights and an exported graph lack."
-    )
-
     head_keys: ClassVar[tuple[str, ...]] = ("decode_head.", "aux_classifier.")
-    aux_keys: ClassVar[tuple[str, ...]] = ("aux_classifier.",)
-
-    def taps(self) -> set[str]:
-        return super().taps() | ({"aux"} if self.aux else set())
 
     def build(self, classes: int):
         from .net import SegFormerNet

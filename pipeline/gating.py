@@ -145,7 +145,8 @@ def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
     fsops.replace(file, (json.dumps(content, indent=1) + "\n").encode())
     os.chmod(file, 0o644)  # others read it, too
     passed = run.artifacts[gate].facts["passed"]
-    print(f"{file}: {run.name} is the baseline" + ("" if passed else f", although its gate {WORDS[passed]}") + "; commit this file")
+    although = {True: "", False: ", although its gate FAILED", None: ", although its gate was undecided"}[passed]
+    print(f"{file}: {run.name} is the baseline{although}; commit this file")
     print("Other machines need what it names, DIR being a CI cache, a release's files, or a mounted share:")
     size = sum(map(store.size, content["artifacts"])) / 1e6
     print(f"  python -m pipeline store push DIR {file}   # {', '.join(content['artifacts'].values())}: {size:.1f} MB")

@@ -129,10 +129,12 @@ def intervals(rule: Rule, evidence: Evidence) -> dict[str, list[float] | None]:
 
 def worst(rule: Rule, counted: Any, evidence: Evidence) -> dict[str, Any]:
     """The images, and for mIoU the classes, that add most to the loss; points of (of - against), those of all images sum up to it."""
+    from stages.measure.paired import mean_seen
     from stages.measure.sure import influence, parts
 
+    of_classes = parts(counted.of, counted.against)
     sign = -1 if all(limit.startswith("at_most") for limit in rule.limits()) else 1  # where a limit is from above, more is worse
-    each = sign * parts(counted, evidence.class_number(rule) if rule.family == "iou" else None)
+    each = sign * (mean_seen(of_classes) if rule.family == "miou" else of_classes[:, evidence.class_number(rule)])
     chosen = [int(i) for i in each.argsort(kind="stable")[:MOST_WORST] if each[i] < 0]
     found = {"worst": [{"image": i, "name": evidence.name(i), "points": float(sign * each[i])} for i in chosen]}
     if rule.family == "miou":

@@ -14,7 +14,8 @@ from pipeline.errors import BadData, Missing, Refused
 from pipeline.stage import Job
 from stages.evidence import Evidence, Unknown, differences, read
 from stages.measure.miou import counts
-from stages.measure.paired import influence, mean_seen, require_pairs
+from stages.measure.paired import mean_seen, require_pairs
+from stages.measure.sure import parts
 from stages.rules import RELEASED
 
 MOST = 6  # images of one pair
@@ -56,9 +57,8 @@ def compared(reference: Artifact, candidates: list[Artifact], raced: list[list[s
 def lost(against: np.ndarray, of: np.ndarray, samples, most: int) -> dict[str, Any]:
     """mIoU and classes that `of` lost, in points, and of which images they were lost."""
     require_pairs(against, of)
-    cost = costs(against, of)
-    seen = against.sum(axis=(0, 2)) > 0
-    whole = mean_seen(np.where(seen, cost, np.nan))
+    each = -parts(of, against)  # (N, C) points lost
+    whole, cost = mean_seen(each), np.nan_to_num(each)
 
     def named(points: np.ndarray) -> dict[str, float]:
         return {samples.classes[c]: round(float(points[c]), 4) for c in np.argsort(-points, kind="stable") if points[c] >= WORTH}
@@ -68,17 +68,6 @@ def lost(against: np.ndarray, of: np.ndarray, samples, most: int) -> dict[str, A
         for i in costliest(cost, whole, most)
     ]
     return {"miou": round(float(whole.sum()), 4), "classes": named(cost.sum(axis=0)), "images": images}
-
-
-def costs(against: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Counts (N, C, 3) of both -> (N, C) points of IoU that every class lost on every image.
-
-    With U the union of `against` over all images, (tp' - tp - IoU (u' - u)) / U: an image on which nothing changed costs nothing, and the
-    images add up to the drop of the class. In one step from `of`, it is how the IoU leans on the image (paired.influence).
-    """
-    (tp, union), (tp_of, union_of) = ((one[..., 0].astype(float), one.sum(axis=-1).astype(float)) for one in (against, of))
-    iou, whole = np.nan_to_num(influence(of).iou / 100), union.sum(axis=0)
-    return np.where(whole > 0, 100 * (tp - tp_of - iou * (union - union_of)) / np.maximum(1, whole), 0.0)
 
 
 def costliest(cost: np.ndarray, whole: np.ndarray, most: int) -> list[int]:

@@ -74,11 +74,12 @@ def figure(counts: np.ndarray, class_number: int | None) -> tuple[float, np.ndar
     return float(found.iou[0]), found.image[:, 0]
 
 
-def parts(counted: Counted, class_number: int | None = None) -> np.ndarray:
-    """What each image adds to (of - against), in points (N,): with T, U the sums of tp and union over images, the difference in IoU is
-    sum_i (tp_i - tp'_i - T'/U' (u_i - u'_i)) / U, exactly. A class that one of the two never saw is left out.
+def parts(of: np.ndarray, against: np.ndarray) -> np.ndarray:
+    """Counts (N, C, 3) of both -> (N, C): what each image adds to the difference of a class, in points; an unchanged image adds 0.
+
+    With T, U the sums of tp and union over images, the difference in IoU is sum_i (tp_i - tp'_i - T'/U' (u_i - u'_i)) / U, exactly. nan for
+    a class that one of the two never saw.
     """
-    (tp, union), (other_tp, other_union) = ((one[..., 0].astype(float), one.sum(axis=-1).astype(float)) for one in counted[:2])
+    (tp, union), (other_tp, other_union) = ((one[..., 0].astype(float), one.sum(axis=-1).astype(float)) for one in (of, against))
     whole, other_whole = (np.where(u.sum(axis=0) > 0, u.sum(axis=0), np.nan) for u in (union, other_union))
-    each = 100 * (tp - other_tp - other_tp.sum(axis=0) / other_whole * (union - other_union)) / whole  # (N, C)
-    return mean_seen(each) if class_number is None else np.nan_to_num(each[:, class_number])
+    return 100 * (tp - other_tp - other_tp.sum(axis=0) / other_whole * (union - other_union)) / whole

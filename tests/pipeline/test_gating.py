@@ -83,7 +83,10 @@ def test_without_a_baseline_a_run_is_undecided_and_accept_makes_it_one(place):
     assert "judge of toy-1: undecided" in out
     assert "baselines/toy.json does not exist" in place.call("gate", code=4)
     out = place.call("gate", "--accept")
-    assert "toy-1 is the baseline, although its gate undecided" in out and f"store push DIR {baseline(place)}   # Checkpoint: 0.0 MB" in out
+    assert (
+        "toy-1 is the baseline, although its gate was undecided" in out
+        and f"store push DIR {baseline(place)}   # Checkpoint: 0.0 MB" in out
+    )
     written = json.loads(baseline(place).read_text())
     assert (written["recipe"], written["profile"], written["run"], written["value"]) == ("toy", None, "toy-1", 3.0)
     assert str(place.folder) not in baseline(place).read_text()
@@ -95,14 +98,14 @@ def test_what_noise_left_undecided_is_made_anew_by_the_next_run_and_stays_for_th
     gauge = place.folder / "gauge.txt"
     place.recipe.write_text(RECIPE.replace("{kind: sum, of: [one]}", f"{{kind: gauge, file: {gauge}}}").replace(", against: released", ""))
     gauge.write_text("-1")
-    assert "judge: undecided" in place.run(code=4)
+    assert "judge of toy-1: undecided" in place.run(code=4)
     gauge.write_text("-2")
     plan = place.call("plan", place.recipe).splitlines()
     assert plan[1].endswith("runs  judge was left undecided by it: it is made anew") and plan[2].endswith("runs  sum will be made anew")
     assert "judge was left undecided by it" in place.call("why", "sum", place.recipe)
-    assert "judge: undecided" in place.run(code=4)  # once in a run, not until it suits
+    assert "judge of toy-2: undecided" in place.run(code=4)  # once in a run, not until it suits
     gauge.write_text("3")
-    assert "judge: passed" in place.run()
+    assert "judge of toy-3: passed" in place.run()
     gauge.write_text("-4")
     assert "every stage kept" in place.run()  # it is settled
     states = [[line.split()[1] for line in place.call("ls", f"toy-{k}").splitlines()] for k in (1, 2, 3)]

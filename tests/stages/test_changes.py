@@ -9,10 +9,11 @@ from PIL import Image
 from pipeline.artifact import Artifact
 from pipeline.released import Released
 from stages.baseline import accepted
-from stages.measure.changes import changes, compared, costs, lost
+from stages.measure.changes import changes, compared, lost
 from stages.measure.miou import counts
 from stages.measure.paired import drop, influence
 from stages.measure.predict import open_session
+from stages.measure.sure import parts
 from stages.samples import open_samples
 from stages.validate import Validate
 from tests.stages import small_line
@@ -75,12 +76,12 @@ def test_damage_in_three_images_of_twelve_is_what_is_shown(tmp_path):
     assert len(list(job.out.glob("changed_*"))) == 12
 
 
-def test_costs_add_up_to_the_drop_and_an_unchanged_image_costs_nothing(tmp_path):
+def test_what_images_cost_adds_up_to_the_drop_and_an_unchanged_one_costs_nothing(tmp_path):
     job, samples = small_line.Job(tmp_path), Shots()
     maps = planted(job, samples, [4])
     maps["engine"][[i for i in range(12) if i != 4]] = maps["student"][[i for i in range(12) if i != 4]]
     one, other = (np.stack([counts(maps[name][i], samples.labels[i], 4) for i in range(12)]) for name in ("student", "engine"))
-    cost = costs(one, other)
+    cost = -parts(other, one)
     assert cost.sum(axis=0) == pytest.approx(influence(one).iou - influence(other).iou)
     assert cost.sum() / 4 == pytest.approx(drop(one, other).points)
     assert (cost[np.arange(12) != 4] == 0).all() and cost[4, 1] > 5

@@ -188,6 +188,7 @@ OPENERS = {"zipfile", "tarfile", "gzip", "bz2", "lzma", "pickle", "marshal", "sh
 CALLS = {"unpack_archive", "extractall", "eval", "exec", "yaml.load", "torch.load", "pickle.load", "pickle.loads", "Unpickler"}
 ALLOWED = {(f"stages/bundle_files/{name}.py", "exec") for name in ("run", "build_tensorrt")}  # of bytes whose sha256 was compared
 ALLOWED |= {("stages/target_files/agent.py", "exec")}  # of what its own link sends, as it came itself
+ALLOWED |= {("pipeline/junit.py", "xml.etree")}  # only writes
 
 
 def test_no_code_here_opens_archives_or_pickles_or_runs_text():

@@ -12,8 +12,8 @@ from stages.evidence import Evidence, of_artifact
 from stages.judged import judge, judge_one
 from stages.measure.bootstrap import bootstrap
 from stages.measure.miou import miou
-from stages.measure.paired import drop, error, influence
-from stages.measure.sure import Counted, parts
+from stages.measure.paired import drop, error, influence, mean_seen
+from stages.measure.sure import parts
 from stages.rules import Rule
 from tests.stages.simulated import images
 from tests.stages.small_evidence import NAMES, measured
@@ -151,12 +151,12 @@ def test_the_interval_is_of_what_the_limit_is_about_a_difference_a_ratio_or_the_
 
 def test_what_every_image_adds_to_a_loss_sums_up_to_it():
     found = pair(60, seed=3)
-    counted = Counted(found.candidate, found.reference)
+    each = parts(found.candidate, found.reference)
     (mean, iou), (other, others) = (miou(table.sum(axis=0)) for table in (found.candidate, found.reference))
-    assert parts(counted).sum() == pytest.approx(mean - other) and abs(mean - other) > 0.05
-    assert parts(counted, 3).sum() == pytest.approx(iou[3] - others[3])
+    assert mean_seen(each).sum() == pytest.approx(mean - other) and abs(mean - other) > 0.05
+    assert each[:, 3].sum() == pytest.approx(iou[3] - others[3])
     unseen = np.concatenate([found.reference, np.zeros((60, 1, 3), int)], axis=1)
-    assert parts(Counted(unseen, unseen), 6).tolist() == [0.0] * 60
+    assert np.isnan(parts(unseen, unseen)[:, 6]).all() and (parts(unseen, unseen)[:, :6] == 0).all()
 
 
 def test_a_broken_rule_on_the_mean_names_the_classes_and_the_images(tmp_path):

@@ -5,12 +5,14 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from pipeline.artifact import Artifact
+from stages.rules import MISMATCHES
 
 from .difference import UNJUDGED, difference, focused, kinds, of_class, pixels, where, window
 from .pictures import as_data, fitted, open_map, open_picture, within
 from .words import clean, name, number
 
-ACCURACY = ("miou", "iou", "boundary_f", "agreement")
+OF_REFERENCE = ("agreement", *MISMATCHES)  # metrics that name no other model, and are held against the reference
+ACCURACY = ("miou", "iou", "boundary_f", *OF_REFERENCE)
 PER_RULE, MOST = 3, 6  # images
 BUDGET = 700_000  # bytes of all data: URIs together
 WIDTHS = (420, 320, 240, 160)
@@ -69,7 +71,7 @@ def _change(rule: dict, artifact: Artifact | None, told: dict) -> tuple[dict | N
         assert isinstance(listed, list)
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError):
         return None, "this measurement was made before pictures of what changed were kept: run the recipe again"
-    against = rule["against"] or (name(reference) if rule["metric"] == "agreement" else None)
+    against = rule["against"] or (name(reference) if rule["metric"] in OF_REFERENCE else None)
     if against is None:
         return None, "a limit on a figure alone names no other model; a rule with `against` shows what changed"
     for one in listed:

@@ -1,5 +1,7 @@
 """Shows what each gate says: every rule with its figure and limit, the broken ones first, and the pictures that explain them."""
 
+from stages.rules import UNITS
+
 from ..charts import Axis
 from ..markup import Safe, el
 from ..words import NONE, points
@@ -8,7 +10,6 @@ from .classes import chip
 
 SIGNS = {True: ("✓ pass", "yes"), None: ("? undecided", "unsure"), False: ("✗ fail", "no")}
 SAID = {True: "passed", None: "undecided", False: "failed"}
-UNITS = {"miou": "points", "iou": "points", "boundary_f": "points", "size_mb": "MB", "agreement": ""}  # of times: ms
 WIDE, HIGH = 150, 34  # of a drawing
 
 

@@ -40,7 +40,7 @@ WARMUP_MS = 50
 PROTOCOL = {"model": "tiny small, onnxruntime, 1 thread", "size": list(SIZE), "runs": pairs.RUNS, "warmup_ms": WARMUP_MS}
 SEEN = ("seconds", "waited", "throttled", "stolen", "running")  # of what was seen of the machine in a round
 DOCS = ROOT / "docs/gates.md"
-MARK = "<!-- calibration -->"
+MARKS = "<!-- calibration -->", "<!-- /calibration -->"  # what a report writes stands between them
 DRAWS = 400  # gates behind a point of a curve
 
 
@@ -115,7 +115,7 @@ def short(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def ended(gate: list[dict]) -> bool:
-    return bool(gate) and (pairs.decided(gate, TOLERANCE, len(pairs.CHANNELS)) or len(gate) >= rounds.LOOKS[-1])
+    return bool(gate) and (pairs.decided(gate, TOLERANCE, len(pairs.CHANNELS), CHANNELS.values()) or len(gate) >= rounds.LOOKS[-1])
 
 
 def verdicts(gate: list[dict]) -> dict[str, str]:
@@ -189,8 +189,10 @@ def report(file: Path) -> None:
     done = {kind: whole for kind in sorted(gates) if (whole := [gate for gate in gates[kind].values() if ended(gate)])}
     picture = DOCS.with_name(f"gates-{file.stem}.svg")
     picture.write_text(gate_plot.svg(curves(done), points(done)), encoding="utf-8")
-    text = "\n".join([MARK, *table(header, done), "", f"![how likely each verdict is]({picture.name})", ""])
-    DOCS.write_text(DOCS.read_text(encoding="utf-8").split(MARK)[0] + text, encoding="utf-8")
+    text = "\n".join([*table(header, done), "", f"![how likely each verdict is]({picture.name})"])
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    DOCS.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
     print(text)
 
 
@@ -244,16 +246,17 @@ def points(done: dict[Kind, list[list[dict]]]) -> list[gate_plot.Point]:
 
 def curves(done: dict[Kind, list[list[dict]]]) -> list[gate_plot.Curve]:
     """What the measured rounds of a model against itself say of other losses: gates of one clock drawn from them anew, each round slower
-    by so much."""
+    by so much, judged as one of two. Of every gate the first ten rounds: a noisy one has more, and shall not weigh more."""
     random, found, slower = np.random.Generator(np.random.PCG64(0)), [], np.linspace(0.0, 0.1, 21)
-    for kind, gates in done.items():
+    for kind, whole in done.items():
         for channel in CHANNELS if kind.slower == 0 else ():
-            valid = [gate for gate in gates if channel != "wall" or pairs.conditions(gate)["valid"]]
-            pool = np.array([ratio for gate in valid for ratio in pairs.ratios(gate, CHANNELS[channel])])
+            valid = [gate for gate in whole if channel != "wall" or pairs.conditions(gate)["valid"]]
+            pool = np.array([ratio for gate in valid for ratio in pairs.ratios(gate[: rounds.LOOKS[0]], CHANNELS[channel])])
             if not len(pool):
                 continue
             drawn = random.choice(pool, (DRAWS, rounds.LOOKS[-1]))
-            told = [Counter(rounds.decide(list(one + math.log1p(more)), TOLERANCE).verdict for one in drawn) for more in slower]
+            slowed = [[list(one + math.log1p(more)) for one in drawn] for more in slower]
+            told = [Counter(rounds.decide(one, TOLERANCE, cells=len(CHANNELS)).verdict for one in gates) for gates in slowed]
             shares = {word: [counted[word] / DRAWS for counted in told] for word in ("pass", "fail")}
             found += [gate_plot.Curve(channel, kind.load, word, slower.tolist(), share) for word, share in shares.items()]
     return found

@@ -4,6 +4,7 @@ Who judges are the stages, through what __main__ hands in; here is only found wh
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -108,8 +109,11 @@ def _replayed(store: Store, run: Finished, gate: str, parts: Any) -> bool | None
     before = stored.get("released")
     known = None
     if before is not None:
-        bare = released.Released(before["file"], None, before["problem"])
-        known = released.with_artifacts(before["file"], before["content"], store).verified(store) if before["content"] else bare
+        known = released.Released(before["file"], None, before["problem"])
+        if before["content"]:  # what was pulled since is not what it was judged with
+            known = released.with_artifacts(before["file"], before["content"], store).verified(store)
+            there = before.get("artifacts", list(known.artifacts))
+            known = dataclasses.replace(known, artifacts={id: one for id, one in known.artifacts.items() if id in there})
     now = parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known)
     outcome = _tell(store, run.name, gate, now)
     outcomes = [[rule["passed"] for rule in one["rules"]] for one in (stored, now)]

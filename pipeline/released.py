@@ -42,10 +42,11 @@ class Released:
 
     def told(self) -> dict[str, Any]:
         """For verdicts: all that judging again needs besides the artifacts."""
-        return {"file": self.file, "content": self.content, "problem": self.problem}
+        return {"file": self.file, "content": self.content, "problem": self.problem, "artifacts": sorted(self.artifacts)}
 
     def described(self) -> dict[str, Any]:
-        return self.told() | {"artifacts": {id: {**asdict(a), "folder": str(a.folder)} for id, a in self.artifacts.items()}}
+        told = {"file": self.file, "content": self.content, "problem": self.problem}
+        return told | {"artifacts": {id: {**asdict(a), "folder": str(a.folder)} for id, a in self.artifacts.items()}}
 
     @classmethod
     def of(cls, described: dict[str, Any] | None) -> Self | None:

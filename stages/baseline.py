@@ -46,6 +46,16 @@ class Model(Strict):
     onnx: Onnx | None  # what an engine is built from
 
 
+class Seen(Strict):
+    """What another measurement must have in common with it (measure/fingerprint.py)."""
+
+    images: int
+    image_digest: str
+    label_digest: str
+    ignore: int
+    classes: list[str]
+
+
 class Baseline(Strict):
     schema_: int = Field(alias="schema", le=SCHEMA)
     recipe: str
@@ -53,7 +63,7 @@ class Baseline(Strict):
     run: str
     passed: bool | None
     split: str
-    fingerprint: dict[str, Any]
+    fingerprint: Seen
     machine: dict[str, Any]
     models: dict[str, Model]
     measured: str = Id
@@ -70,7 +80,7 @@ class Baseline(Strict):
 
     def as_measurement(self) -> dict[str, Any]:
         """classes and models as measurement.json has them."""
-        classes = self.fingerprint["classes"]
+        classes = self.fingerprint.classes
         models = {name: model.model_dump() | {"iou": [model.iou.get(c) for c in classes]} for name, model in self.models.items()}
         return {"classes": classes, "models": models}
 

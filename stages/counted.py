@@ -36,7 +36,7 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
     if rule.family == "iou" and images > 1:
         for limit, ends in intervals(rule, evidence).items():
             numbers[limit]["interval"] = ends
-    low = [one for limit, one in found.items() if not one.certified and one.se and (images < FEW_IMAGES or not visible(rule, limit, one))]
+    low = [one for limit, one in found.items() if not one.certified and (images < FEW_IMAGES or not visible(rule, limit, one))]
     entry = {"images": images, "low_power": bool(low), "confidence": numbers} | (worst(rule, counted, evidence) if rule.against else {})
     why = [told_of(numbers, found, rule, images)]
     if passed is None and not kept:
@@ -44,7 +44,10 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
     elif passed is None:
         why.append(f"{images} images are too few to promise it: more of them decide, or `sure: false`")
     if low and rule.against and passed:
-        why.append(f"low power: {images} images find a drop of {max(one.detectable for one in low):.2g} points, not a smaller one")
+        most = max(one.detectable for one in low)
+        finds = 0 < most < math.inf
+        known = f"find a drop of {most:.2g} points, not a smaller one" if finds else "do not tell how small a drop they would find"
+        why.append(f"low power: {images} images {known}")
     if any(one.chance is None for one in found.values()) and rule.family == "iou":
         why.append(f"low evidence: only {holding(counted, evidence.class_number(rule))} images hold it")
     if passed is not True:
@@ -76,7 +79,7 @@ def by_pixels(rule: Rule, counted: "np.ndarray") -> Outcome:
 
 def classes_that_lost(rules: list[Rule], evidence: Evidence) -> frozenset[Rule]:
     """Of all rules on classes together: those that lost more than chance can explain, at 5 % for all of them (Holm)."""
-    asked_for = [rule for rule in rules if rule.family == "iou"]
+    asked_for = [rule for rule in rules if rule.family == "iou" and rule.sure is not False]
     if not asked_for:
         return frozenset()
     from stages.measure.paired import CLASS_LEVEL, holm
@@ -84,6 +87,7 @@ def classes_that_lost(rules: list[Rule], evidence: Evidence) -> frozenset[Rule]:
     found = []
     for rule in asked_for:
         try:
+            evidence.other_figure(rule)  # raises where the two cannot be compared
             counted = evidence.counted(rule) if evidence.figure(rule) is not None else None
             known = margins(rule, counted, evidence) if counted is not None else {}
         except (Unknown, BadData):

@@ -50,7 +50,7 @@ class Evidence:
         kept = self.baseline()
         if rule.of not in kept.models:
             raise Unknown(f"{self.released.file} holds {', '.join(kept.models)} and no {rule.of}. {self.released.accept}")
-        if rule.metric != "size_mb" and (differing := differences(self.measurement.get("fingerprint"), kept.fingerprint)):
+        if rule.metric != "size_mb" and (differing := differences(self.measurement.get("fingerprint"), kept.fingerprint.model_dump())):
             raise Unknown(f"the baseline was measured on other images; what differs: {differing}. {self.released.accept}")
         return figure(kept.as_measurement(), rule.of, rule.metric)
 
@@ -66,12 +66,14 @@ class Evidence:
         return next((one for one in found if (one["candidate"], one["baseline"]) == (rule.of, rule.against)), None)
 
     def require_same_baseline(self, rule: Rule, pair: dict[str, Any]) -> None:
-        """A pair with `released` was timed against one ONNX file: the baseline must still be that."""
-        model = self.baseline().models.get(rule.of) if rule.against == RELEASED else None
-        if model is not None and model.onnx is not None and model.onnx.id == pair["source"]:
+        """A pair with `released` was timed against one ONNX file, built with some settings: the baseline must still be that."""
+        if rule.against != RELEASED:
             return
-        if rule.against == RELEASED:
+        model = self.baseline().models.get(rule.of)
+        if model is None or model.onnx is None or model.onnx.id != pair["source"]:
             raise Unknown(f"{rule.of} was timed against ONNX file {pair['source'][:12]}, which is not the baseline's: run the recipe again")
+        if model.engine != pair["engine"]:
+            raise Unknown(f"{rule.of} was timed against an engine with other settings than the baseline's: run the recipe again")
 
     def class_number(self, rule: Rule) -> int:
         return self.measurement["classes"].index(rule.metric.removeprefix("iou."))
@@ -147,6 +149,8 @@ class Evidence:
 
     def released_counts(self, name: str) -> "np.ndarray":
         kept = self.baseline()
+        if name not in kept.models:
+            raise Unknown(f"{self.released.file} holds {', '.join(kept.models)} and no {name}. {self.released.accept}")
         artifact = self.released.artifacts.get(kept.measured)
         if artifact is None:
             raise Unknown(self.released.missing(kept.measured, "its counts per image"))

@@ -16,7 +16,7 @@ from pydantic import Field
 from pipeline.artifact import Artifact
 from pipeline.problems import meant
 from pipeline.stage import Job, Made, Stage, Takes
-from stages.rules import METRICS, RELEASED, Rule, metric_problem
+from stages.rules import LEAST_RUNS, METRICS, RELEASED, Rule, metric_problem
 
 __all__ = ("METRICS", "Gate", "Rule")
 
@@ -44,8 +44,15 @@ class Gate(Stage):
         if rule.metric == "clear_mismatch" and not _gives_logits(earlier.get(measured.reference)):
             text = f"{measured.reference}, the reference of {self.measured}, gives no logits: take a checkpoint"
             yield ("metric",), f"{text}, or an ONNX file exported with logits: true"
-        held, paired = [measured.reference, *measured.candidates], rule.is_of_pair and [rule.of, rule.against] in measured.pairs
-        if rule.against == RELEASED and rule.is_time and not paired:
+        held, listed = [measured.reference, *measured.candidates], [rule.of, rule.against] in measured.pairs
+        paired = rule.is_of_pair and listed
+        if rule.of == rule.against or (rule.of == measured.reference and (rule.is_mismatch or rule.metric == "agreement")):
+            yield ("of",), f"{rule.of} would be compared with itself, which always holds"
+        if rule.is_time and rule.against is None:
+            yield from _of_runs(rule, measured)
+        if rule.is_time and listed and not paired and rule.sure is not False and not rule.is_tail_of_two:
+            yield ("metric",), "pairs tell of a median whether it is slower by so much: write p50 with an at_most_ratio above 1 alone"
+        elif rule.against == RELEASED and rule.is_time and not paired:
             text = f"a time against {RELEASED} is a median with an at_most_ratio above 1 (p50_ms, cpu_p50_ms), timed in turns"
             yield ("against",), f"{text}: add [{rule.of}, {RELEASED}] to pairs of {self.measured}"
         elif rule.against and rule.is_time and _place(rule.of, earlier) != _place(rule.against, earlier):
@@ -68,8 +75,8 @@ class Gate(Stage):
                 yield (field,), f"the time of {name} is not measured: add it to latency_of of {self.measured}"
 
     def unsettled(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        """A verdict that a busy machine left open: the next run measures again. Not one that is broken by anything else, and not one whose
-        times said too little on a quiet machine: nobody gets another verdict by measuring until it suits."""
+        """A verdict that nothing but a busy machine left open: the next run measures again. Not one that is broken by anything else, nor
+        one with times that said too little on a quiet machine: nobody gets another verdict by measuring until it suits."""
         return ("measured",) if facts.get("busy") else ()
 
     def names_released(self) -> bool:
@@ -78,7 +85,7 @@ class Gate(Stage):
     def run(self, inputs, job: Job) -> Made:
         verdict = judged(self.rules, inputs["measured"], job.released)
         (job.out / "verdict.json").write_text(json.dumps(verdict, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        busy = verdict["passed"] is None and any("busy" in rule for rule in verdict["rules"])
+        busy = verdict["passed"] is None and all("busy" in rule for rule in verdict["rules"] if rule["passed"] is None)
         return Made({"passed": verdict["passed"]} | ({"busy": True} if busy else {}))
 
 
@@ -118,6 +125,15 @@ def _gives_logits(stage: Stage | None) -> bool:
     if stage.makes == "OnnxModel":
         return getattr(stage, "logits", stage.kind == "quantize")
     return stage.kind == "optimize" and stage.engine.kind == "pytorch"
+
+
+def _of_runs(rule: Rule, measured: Stage) -> Iterator[tuple[tuple, str]]:
+    """A limit on a time by itself is judged by a bound, which takes so many runs."""
+    if list(rule.limits()) != ["at_most"]:
+        yield ("metric",), "a time by itself has one limit, at_most, in ms"
+    elif rule.sure is not False and measured.latency.runs < (needed := LEAST_RUNS[rule.percentile]):
+        text = f"a bound on {rule.percentile} takes {needed} runs, and {rule.of} is timed in {measured.latency.runs}"
+        yield ("metric",), f"{text}: write latency: {{runs: {needed}}} there, or sure: false, which judges the figure alone"
 
 
 def _place(name: str, earlier: dict[str, Stage]) -> str | None:

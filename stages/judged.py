@@ -12,6 +12,8 @@ from stages.evidence import Busy, Evidence, Unknown
 from stages.rules import RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
 from stages.timed import by_rounds, by_runs, decisions
 
+BARE = "two figures, which tell nothing of chance"
+
 
 def judge(rules: list[Rule], evidence: Evidence) -> dict[str, Any]:
     """What verdict.json holds."""
@@ -66,6 +68,10 @@ def decided(rule: Rule, evidence: Evidence, kept: bool, lost: bool) -> tuple[boo
         return by_images(rule, counted, evidence, kept, lost)
     if rule.is_mismatch and (counted := evidence.mismatches(rule)) is not None:
         return by_pixels(rule, counted)
-    if rule.is_time and rule.against is None and list(rule.limits()) == ["at_most"] and rule.sure is not False:
-        return by_runs(rule, evidence.samples(rule), kept)
-    return kept, [], {}
+    if rule.is_time and rule.against is None and rule.at_most is not None and rule.sure is not False:
+        passed, why, more = by_runs(rule, evidence.samples(rule))
+        return passed and kept, why, more  # `kept`: of a second limit
+    if rule.sure and rule.has_bound:
+        stored = "counts per image were not stored: run the recipe again"
+        raise Unknown(f"{BARE}: pairs do, of a median that may grow by so much" if rule.is_time else stored)
+    return kept, [BARE] if rule.is_time and rule.against else [], {}

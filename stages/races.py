@@ -44,7 +44,9 @@ def races(
             return measuring.measure(*models, images, work, **how)
 
         entry = measure([held[name], baseline])
-        entry |= {"source": baseline.id if other == RELEASED else None, "told": measuring.told(entry)}
+        entry["told"] = measuring.told(entry)
+        if other == RELEASED:  # the gate asks whether its baseline is still this one
+            entry |= {"source": baseline.id, "engine": baseline.beside.get("engine")}
         found.append(entry | built_more([held[name], baseline], held, entry, job, how["between"], measure))
     return found
 
@@ -72,7 +74,7 @@ def built_more(
         for k in range(BUILDS):
             between(k, BUILDS)
             builds.append(measure([again(m, pair[0].name, held, job, k) if c else m for m, c in zip(pair, chances, strict=True)]))
-    except Unknown as problem:
+    except (Unknown, BadData) as problem:
         return {"not_rebuilt": str(problem), "told": f"{entry['told']}; not built again: {problem}"}
     changes = ", ".join(f"{100 * slower_by(build, 'image_ms'):+.2f}" for build in builds)
     return {"builds": builds, "told": f"{entry['told']}; {BUILDS} builds more: wall {changes} %"}
@@ -91,10 +93,9 @@ def again(model: Artifact, candidate: str, held: dict[str, Artifact], job: Job, 
 
 def has_lost(entry: dict[str, Any]) -> bool:
     """Whether any time that says something is one a gate might fail."""
-    from stages.measure.latency import BOUNDARIES, of_cpu
-    from stages.measure.pairs import ratios
+    from stages.measure.pairs import CHANNELS, ratios, silent
     from stages.measure.rounds import decide
 
     rounds = entry["rounds"]
-    channels = [*(BOUNDARIES if entry["valid"] else ()), *(() if rounds[0]["on_gpu"] else map(of_cpu, BOUNDARIES))]
+    channels = [channel for channel in CHANNELS if not silent(rounds, channel)]
     return any(decide(ratios(rounds, channel), entry["tolerance"]).verdict == "fail" for channel in channels)

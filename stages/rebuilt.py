@@ -5,6 +5,7 @@ elsewhere is code for another machine and is never opened, and times of another 
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def rebuilt(name: str, released: Any, work: Path) -> Artifact:
     if model.engine is None:
         return Artifact(RELEASED, source.kind, source.id, source.folder, source.facts)
     try:
-        return built(RELEASED, model.engine, source, work)
+        return replace(built(RELEASED, model.engine, source, work), beside={"engine": model.engine})
     except ValidationError as error:
         raise Unknown(f"its engine has settings of another version ({error.errors()[0]['msg']}). {released.accept}") from None
 

@@ -9,6 +9,7 @@ from pipeline.problems import meant
 RELEASED = "released"  # in `against`: the same model in the committed baseline; no stage can be called so
 PERCENTILES = ("p50", "p90", "p99")
 TIMES = {f"{p}_ms": ("image_ms", p) for p in PERCENTILES} | {f"engine_{p}_ms": ("engine_ms", p) for p in PERCENTILES}
+LEAST_RUNS = {"p50": 11, "p90": 64, "p99": 662}  # that bound it with 99 % confidence (measure/order.py, which needs numpy to say so)
 CPU_TIMES = {"cpu_p50_ms": ("image_cpu_ms", "p50"), "engine_cpu_p50_ms": ("engine_cpu_ms", "p50")}
 MISMATCHES = ("mismatch", "clear_mismatch")
 METRICS = ("miou", "boundary_f", "agreement", *MISMATCHES, "size_mb", *TIMES, *CPU_TIMES)
@@ -77,6 +78,11 @@ class Rule(BaseModel):
     @property
     def is_time(self) -> bool:
         return self.metric in TIMES or self.metric in CPU_TIMES
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether other images or other runs would give another figure."""
+        return self.family in ("miou", "iou") or self.is_mismatch or self.is_time
 
     @property
     def percentile(self) -> str:

@@ -31,7 +31,7 @@ def by_rounds(rule: Rule, pair: dict[str, Any], evidence: Evidence, together: di
             found |= between_builds(pair, channel, found["text"])
         elif decision.verdict == "fail" and "not_rebuilt" in pair:
             found["text"] += f"; another build may tell otherwise, and there is none: {pair['not_rebuilt']}"
-        require_quiet(rule, chosen)
+        require_told(rule, chosen)
     except Unknown as problem:
         text = f"{found['text']}; {asked(rule)} was asked, which cannot be told: {problem}"
         return found | {"text": text, "problem": str(problem)} | ({"busy": True} if isinstance(problem, Busy) else {})
@@ -50,7 +50,7 @@ def decisions(rules: list[Rule], evidence: Evidence) -> dict[Rule, Any]:
         try:
             if pair := evidence.pair(rule):
                 chosen = deciding(rule, pair, evidence)
-                require_quiet(rule, chosen)
+                require_told(rule, chosen)
                 cells[cell(rule)] = ratios(chosen["rounds"], channel_of(rule)), rule.at_most_ratio - 1
         except Unknown:
             continue
@@ -66,6 +66,8 @@ def deciding(rule: Rule, pair: dict[str, Any], evidence: Evidence) -> dict[str, 
         raise Unknown(pair["problem"])
     evidence.require_same_baseline(rule, pair)
     channel = channel_of(rule)
+    if rule.metric in CPU_TIMES:
+        require_told(rule, pair)
     builds = pair.get("builds", [])
     if not builds or decide(ratios(pair["rounds"], channel), rule.at_most_ratio - 1).verdict != "fail":
         return pair
@@ -92,9 +94,14 @@ def slower_by(measured: dict[str, Any], channel: str) -> float:
     return expm1(hodges_lehmann(ratios(measured["rounds"], channel))[0])
 
 
-def require_quiet(rule: Rule, measured: dict[str, Any]) -> None:
+def require_told(rule: Rule, measured: dict[str, Any]) -> None:
+    """Raises Unknown where the rule's times say nothing."""
+    from stages.measure.pairs import silent
+
     if rule.metric in TIMES and not measured["valid"]:
         raise Busy("; ".join(measured["reasons"]))
+    if rule.metric in CPU_TIMES and (why := silent(measured["rounds"], channel_of(rule))):
+        raise Unknown(why)
 
 
 def channel_of(rule: Rule) -> str:
@@ -106,13 +113,12 @@ def cell(rule: Rule) -> Rule:
     return rule.model_copy(update={"sure": None})
 
 
-def by_runs(rule: Rule, samples: list[float], kept: bool) -> tuple[bool | None, list[str], dict[str, Any]]:
+def by_runs(rule: Rule, samples: list[float]) -> tuple[bool | None, list[str], dict[str, Any]]:
     """An absolute limit on a time, by the runs between which its quantile lies."""
     from stages.measure.order import judge_limit
 
     if not samples:
-        return kept, [], {}
+        raise Unknown("single runs were not stored, and one figure tells no bound: run the recipe again")
     found = judge_limit(samples, rule.at_most, QUANTILES[rule.percentile])
-    decides = found.high is not None or rule.sure
-    passed = {"pass": True, "fail": False, "inconclusive": None}[found.verdict] if decides else kept
+    passed = {"pass": True, "fail": False, "inconclusive": None}[found.verdict]
     return passed, [found.text.split(";")[0]], {"confidence": {"at_most": {"low": found.low, "high": found.high}}, "runs": len(samples)}

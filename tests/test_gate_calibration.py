@@ -65,7 +65,7 @@ def test_a_gate_is_measured_until_both_clocks_have_a_verdict_and_on_a_busy_machi
 def test_a_report_counts_false_alarms_and_misses_by_channel_and_leaves_unfinished_gates_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration, "DOCS", tmp_path / "gates.md")
     monkeypatch.setattr(calibration, "DRAWS", 3)
-    calibration.DOCS.write_text(f"words\n\n{calibration.MARK}\nold\n")
+    calibration.DOCS.write_text(f"words\n\n{calibration.MARKS[0]}\nold\n{calibration.MARKS[1]}\n\nmore words\n")
     same = gate(0, 0.0, 0.0) + gate(1, 0.2, 0.0, rounds=20) + gate(2, 0.0, 0.0, rounds=3)
     slow = gate(0, 0.1, 0.0, 20, slower=0.05) + gate(0, 0.1, 0.1, 20, slower=0.05, load=1, reasons=["others ran"])
     calibration.report(written(tmp_path / "here.jsonl", *same, *slow))
@@ -77,7 +77,7 @@ def test_a_report_counts_false_alarms_and_misses_by_channel_and_leaves_unfinishe
     assert figures["| 5%", "0", "CPU"] == ["1", "1", "0", "0", "1 of 1 (below 100.00%)"]
     assert figures["| 5%", "1", "wall"] == ["1", "0", "0", "1", "-"] and figures["| 5%", "1", "CPU"][2] == "1"
     text = calibration.DOCS.read_text()
-    assert text.startswith("words\n\n") and "old" not in text and "](gates-here.svg)" in text
+    assert text.startswith("words\n\n") and "old" not in text and text.endswith("\n\nmore words\n") and "](gates-here.svg)" in text
     ElementTree.parse(tmp_path / "gates-here.svg")
 
 

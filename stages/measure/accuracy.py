@@ -63,6 +63,8 @@ def accuracy(models: list[Model], reference: str, samples, job: Job) -> Pass:
         feed = seen_pixels.add if k == 0 else None
         counted[model.name], edges = over_all_images(run, model.name, samples, maps, job, (k, len(models)), feed)
         entries[model.name] = entry(model, session, counted[model.name], edges)
+        if not counted[model.name][..., [0, 2]].any():
+            raise BadData("no pixel of this split is labelled, and nothing could be lost: look at its labels, or take another split")
         if not model.rewritten:
             np.save(job.out / f"counts_{model.name}.npy", counted[model.name])
     equal = np.zeros((len(models), len(samples), 2), np.int64)

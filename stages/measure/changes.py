@@ -91,7 +91,7 @@ def released_counts(name: str, released: Any, fingerprint: dict[str, Any]) -> np
     kept = evidence.baseline()
     if name not in kept.models:
         raise Unknown(f"{released.file} holds {', '.join(kept.models)} and no {name}. {released.accept}")
-    if differing := differences(fingerprint, kept.fingerprint):
+    if differing := differences(fingerprint, kept.fingerprint.model_dump()):
         raise Unknown(f"the baseline was measured on other images; what differs: {differing}. {released.accept}")
     return evidence.released_counts(name)
 

@@ -137,11 +137,13 @@ def main(spec: dict[str, Any], asked, answer, changed: Any = lambda call: call) 
     calls["engine_ms"] = [session.bind(np.array(fitted(image, size)[None])) for image in images]
     ways = {boundary: [changed(call) for call in each] for boundary, each in calls.items()}
     answer({"ran": session.ran, "modules": [name for name in ("torch", "onnxruntime", "openvino") if name in sys.modules]})
+    done = 0
     for runs in map(int, asked):
         if not runs:
             for each in ways.values():
                 warm(each, spec["warmup_ms"])
-        answer(times(ways, runs) if runs else {})
+        answer(times(ways, runs, done) if runs else {})
+        done += runs
 
 
 def warm(calls: list, least_ms: float) -> None:
@@ -151,13 +153,14 @@ def warm(calls: list, least_ms: float) -> None:
         done += 1
 
 
-def times(ways: dict[str, list], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of each run at each boundary, and of processor time. Boundaries and images alternate: what slows one slows both."""
-    for k in range(REWARM_RUNS):
+def times(ways: dict[str, list], runs: int, done: int = 0) -> dict[str, list[float]]:
+    """Milliseconds of each run at each boundary, and of processor time, after `done` runs. Boundaries and images alternate: what slows one
+    slows both."""
+    for k in range(done, done + REWARM_RUNS):
         for calls in ways.values():
             calls[k % len(calls)]()
     found = {key: [] for boundary in ways for key in (boundary, of_cpu(boundary))}
-    for k in range(runs):
+    for k in range(done, done + runs):
         for boundary, calls in ways.items():
             call = calls[k % len(calls)]
             cpu, start = time.process_time(), time.perf_counter()

@@ -59,11 +59,14 @@ def margin(counted: Counted, limit: str, bound: float, class_number: int | None 
     if touched is not None and class_number is None:
         worst = most_lost(touched, against if sign > 0 else of)
         certain = sign * ((1 - ratio) * other - bound) - worst
-    loss = -sign * (value - ratio * other) if against is not None else -points
+    loss, loss_se = -points, se  # against the limit, where it asks for a figure or for a gain
+    if against is not None and sign * ((ratio - 1) * other + bound) <= 0:  # it allows a loss: against none
+        loss, loss_se = -sign * (value - other), error(leans - others)
     enough = class_number is None or int((of[:, class_number, 0] + of[:, class_number, 2] > 0).sum()) >= SUPPORT
     step = known_or_worst(se) * Z95 * sign
     told = (value - step) / other if limit.endswith("_ratio") and other else value - (other if ratio else 0.0) - step
-    return Margin(points, se, certain, told, chance(loss, se) if enough and se is not None else None, se is not None and loss > 3 * se)
+    by_chance = chance(loss, loss_se) if enough and loss_se is not None else None
+    return Margin(points, se, certain, told, by_chance, loss_se is not None and loss > 3 * loss_se)
 
 
 def figure(counts: np.ndarray, class_number: int | None) -> tuple[float, np.ndarray]:

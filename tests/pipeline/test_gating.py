@@ -198,6 +198,7 @@ def test_another_machine_pulls_what_the_baseline_names_and_judges_by_it(accepted
     assert f"next:\n  python -m pipeline store pull DIR {baseline(accepted)}\n  python -m pipeline run {accepted.recipe}\n" in out
     assert "pinned" in accepted.call("store", "pull", "cache", baseline(accepted))
     assert "nothing.json does not exist" in accepted.call("store", "pull", "cache", "nothing.json", code=2)
+    assert "to the same verdict" in accepted.call("gate", "toy-1", "--replay", code=4)  # as it was judged, without what came later
     assert ": passed, 2 rules hold" in accepted.run()
     accepted.call("store", "gc", "--keep", "1")
     assert "2.0, released is 3.0" in accepted.call("gate")

@@ -51,11 +51,11 @@ TRUTH = [  # rule, holds?, value
     ({"metric": "iou.pole", "of": "engine", "against": "student", "at_least": -1}, False, -2.0),
     ({"metric": "iou.road", "of": "engine", "at_least": 60, "at_most": 71}, True, 70.5),
     ({"metric": "iou.road", "of": "engine", "at_least": 60, "at_most": 70}, False, 70.5),
-    ({"metric": "p50_ms", "of": "engine", "at_most": 5}, True, 5.0),
-    ({"metric": "p90_ms", "of": "engine", "at_most": 9}, False, 10.0),
+    ({"metric": "p50_ms", "of": "engine", "at_most": 5, "sure": False}, True, 5.0),
+    ({"metric": "p90_ms", "of": "engine", "at_most": 9, "sure": False}, False, 10.0),
     ({"metric": "p99_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.5, "sure": False}, True, 0.5),
     ({"metric": "engine_p50_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.4}, False, 0.5),
-    ({"metric": "engine_p99_ms", "of": "onnx", "at_most": 24}, True, 24.0),
+    ({"metric": "engine_p99_ms", "of": "onnx", "at_most": 24, "sure": False}, True, 24.0),
     ({"metric": "size_mb", "of": "student", "against": "engine", "at_least_ratio": 4}, True, 4.0),
     ({"metric": "size_mb", "of": "student", "against": "engine", "at_least_ratio": 4.1}, False, 4.0),
     ({"metric": "miou", "of": "engine", "against": "student", "at_least": -0.2, "at_least_ratio": 0.999}, False, -0.1),
@@ -83,7 +83,8 @@ def test_a_verdict_tells_the_numbers_in_one_sentence():
     assert found["text"] == "miou of engine is 39.90 points, of student 40.00, difference -0.1; at least -0.05 was asked"
     assert found["limit"] == "at_least -0.05" and (found["value_of"], found["value_against"]) == (39.9, 40.0)
     found = judge(Rule(metric="p50_ms", of="engine", against="onnx", at_most_ratio=1.05), MEASUREMENT)
-    assert found["text"] == "p50_ms of engine is 5 ms, of onnx 10 ms, ratio 0.5; a ratio of at most 1.05 was asked"
+    told = "p50_ms of engine is 5 ms, of onnx 10 ms, ratio 0.5; a ratio of at most 1.05 was asked"
+    assert found["text"] == f"{told}; two figures, which tell nothing of chance"
     found = judge(Rule(metric="p50_ms", of="student", at_most=3), MEASUREMENT)
     assert found["text"] == "p50_ms of student was not measured; at most 3 was asked"
 
@@ -124,9 +125,9 @@ def test_on_a_busy_machine_the_clock_decides_nothing_and_all_else_is_judged():
     assert judge(Rule(metric="p50_ms", of="student", at_most=1), busy())["passed"] is False  # not measured, busy or not
     ratio = judge(Rule(metric="cpu_p50_ms", of="engine", against="onnx", at_most_ratio=0.5), busy())
     assert ratio["passed"] is True and ratio["value"] == pytest.approx(8 / 18)
-    assert judge(Rule(metric="engine_cpu_p50_ms", of="engine", at_most=7), busy())["passed"] is False
+    assert judge(Rule(metric="engine_cpu_p50_ms", of="engine", at_most=7, sure=False), busy())["passed"] is False
     quiet = busy() | {"conditions": {"valid": True, "reasons": []}}
-    assert judge(Rule(metric="p50_ms", of="engine", at_most=5), quiet)["passed"] is True
+    assert judge(Rule(metric="p50_ms", of="engine", at_most=5, sure=False), quiet)["passed"] is True
 
 
 @pytest.mark.parametrize("miou, passed", [(39, None), (41, False)])
@@ -144,7 +145,8 @@ def test_a_tail_against_another_model_is_undecided_unless_its_figures_shall_deci
     told = judge(Rule(**rule), MEASUREMENT)
     assert told["passed"] is None and "write at_most for engine_p90_ms of engine by itself, in ms, or engine_p50_ms with" in told["text"]
     assert judge(Rule(**rule, sure=False), MEASUREMENT)["passed"] is True
-    measured = Validate(kind="validate", data="d", reference="onnx", candidates=["engine"], latency_of=["onnx", "engine"])
+    timed = {"latency_of": ["onnx", "engine"], "latency": {"runs": 662}}
+    measured = Validate.model_validate({"kind": "validate", "data": "d", "reference": "onnx", "candidates": ["engine"]} | timed)
     rules = [rule, rule | {"sure": False}, rule | {"metric": "p50_ms"}, {"metric": "p99_ms", "of": "engine", "at_most": 9.0}]
     gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules})
     [(where, text)] = gate.problems({"measured": measured})
@@ -197,11 +199,11 @@ def test_a_time_against_the_released_engine_needs_its_pair_and_one_tolerance():
     [(field, text)] = problems(rule, pairs=[])
     assert field == "against" and "add [engine, released] to pairs of measured" in text
     assert [field for field, _ in problems(rule | {"metric": "p99_ms"})] == ["against"]
-    assert [field for field, _ in problems(rule | {"at_most_ratio": 0.9})] == ["against"]
+    assert [field for field, _ in problems(rule | {"at_most_ratio": 0.9})] == ["metric"]
     [(field, text)] = problems(rule, latency={"tolerance": 0.02})
     assert field == "at_most_ratio" and "until 0.02 can be told, this asks for 0.05" in text
     assert problems({"metric": "miou", "of": "engine", "against": "released", "at_least": -1.0}, pairs=[]) == []
-    assert [field for field, _ in problems(rule | {"of": "released"})] == ["against", "of"]
+    assert [field for field, _ in problems(rule | {"of": "released"})] == ["of", "against", "of"]
 
 
 def test_a_split_of_mismatch_needs_a_reference_that_gives_logits_and_no_second_model():
@@ -231,3 +233,46 @@ def test_a_split_of_mismatch_needs_a_reference_that_gives_logits_and_no_second_m
     assert len(problems(Optimize.model_validate({"kind": "optimize", "onnx": "o", "engine": {"kind": "onnxruntime"}}))) == 1
     with pytest.raises(ValidationError, match="compares with the reference of the measurement: leave against out"):
         Rule(metric="mismatch", of="engine", against="student", at_most=1.0)
+
+
+def test_what_would_always_hold_or_has_no_bound_is_a_problem_of_the_recipe():
+    settings = {"kind": "validate", "data": "d", "reference": "student", "candidates": ["onnx", "engine"], "latency_of": ["engine"]}
+    measured = Validate.model_validate(settings | {"pairs": [["engine", "onnx"]]})
+
+    def problem(**rule):
+        gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": [rule]})
+        return [text for _, text in gate.problems({"measured": measured})]
+
+    assert "compared with itself" in problem(metric="miou", of="engine", against="engine", at_least=-1.0)[0]
+    assert "compared with itself" in problem(metric="mismatch", of="student", at_most=1.0)[0]
+    assert problem(metric="p50_ms", of="engine", at_most=5.0) == [] and problem(metric="p99_ms", of="engine", at_most=5.0, sure=False) == []
+    [text] = problem(metric="p99_ms", of="engine", at_most=5.0)
+    assert text.startswith("a bound on p99 takes 662 runs, and engine is timed in 60: write latency: {runs: 662}")
+    assert "one limit, at_most" in problem(metric="p50_ms", of="engine", at_most=5.0, at_least=0.0)[0]
+    assert "whether it is slower by so much" in problem(metric="p50_ms", of="engine", against="onnx", at_most_ratio=0.95)[0]
+
+
+def test_the_runs_that_a_bound_takes_are_those_of_its_statistics():
+    from stages.measure.order import samples_needed
+    from stages.rules import LEAST_RUNS
+    from stages.timed import QUANTILES
+
+    assert {name: samples_needed(q) for name, q in QUANTILES.items()} == LEAST_RUNS
+
+
+def test_a_promise_that_the_figures_cannot_make_is_undecided():
+    rule = {"metric": "p50_ms", "of": "engine", "against": "onnx", "at_most_ratio": 0.95}
+    assert judge(Rule(**rule), MEASUREMENT)["passed"] is True
+    assert judge(Rule(**rule, sure=True), MEASUREMENT)["passed"] is None
+    assert judge(Rule(metric="miou", of="engine", at_least=1.0, sure=True), MEASUREMENT)["passed"] is None
+    assert judge(Rule(metric="p50_ms", of="engine", at_most=50.0), MEASUREMENT)["passed"] is None  # no single runs
+
+
+def test_only_what_nothing_but_noise_left_open_is_measured_again(tmp_path):
+    rules = [{"metric": "p50_ms", "of": "engine", "at_most": 5}, {"metric": "miou", "of": "engine", "at_least": 30, "sure": True}]
+    (tmp_path / "measurement.json").write_text(json.dumps(busy()))
+    measured = small_line.Artifact("measured", "Measurement", "x", tmp_path, {})
+    for k, expected in ((1, ("measured",)), (2, ())):  # the second is undecided for want of counts
+        gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules[:k]})
+        verdict = small_line.made(gate, f"gate{k}", {"measured": measured}, tmp_path)
+        assert verdict.facts["passed"] is None and gate.unsettled(verdict.facts) == expected

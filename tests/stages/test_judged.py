@@ -115,6 +115,19 @@ def test_a_class_that_lost_is_named_and_one_that_only_swung_is_undecided(tmp_pat
     assert judge([rule.model_copy(update={"sure": False})], two)["passed"] is False
 
 
+def test_a_class_is_judged_alike_by_a_difference_and_by_a_share_and_a_gain_that_was_asked_for_must_be_there(tmp_path):
+    found = swapped(pair(200), 3, share=0.1)
+    table = dict(zip(("student", "engine"), found[:2], strict=True))
+    _, iou = miou(found.reference.sum(axis=0))
+    rule = {"metric": "iou.car", "of": "engine", "against": "student"}
+    for k, limit in enumerate(({"at_least": -0.09 * iou[3]}, {"at_least_ratio": 0.91})):
+        evidence = of_artifact(measured(tmp_path / str(k), table), None)
+        assert judge([Rule.model_validate(rule | limit)], evidence)["passed"] is False
+    same = of_artifact(measured(tmp_path / "same", {"student": found.reference, "engine": found.reference}), None)
+    assert judge([Rule.model_validate(rule | {"at_least": 1.0})], same)["passed"] is False
+    assert judge([Rule.model_validate(rule | {"at_least": 0.0})], same)["passed"] is True
+
+
 def test_a_class_that_lost_is_told_with_its_interval_and_the_images_that_lost_most(tmp_path):
     found = swapped(pair(200), 4, share=0.2)
     table = found.candidate.copy()
@@ -300,6 +313,10 @@ def test_what_cannot_be_compared_with_the_baseline_is_undecided_and_says_what_to
     assert other["passed"] is None and "other images" in other["text"] and "the labels" in other["text"]
     strange = Released("r.json", baseline.content | {"models": {"engine": 3}}, "", baseline.artifacts)
     assert "models.engine" in against(strange, tmp_path / "e", found.reference)["text"]
+    pole = RULE | {"metric": "iou.pole", "of": "student"}
+    artifact = measured(tmp_path / "g", {"student": found.reference, "engine": found.reference})
+    judged = judge([Rule.model_validate(pole), Rule.model_validate(RULE)], of_artifact(artifact, baseline))
+    assert [rule["passed"] for rule in judged["rules"]] == [None, True] and "holds engine and no student" in judged["rules"][0]["text"]
     np.save(baseline.artifacts["c" * 64].folder / "counts_engine.npy", found.candidate)  # not what was accepted
     assert "does not hold the counts of engine" in against(baseline, tmp_path / "f", found.reference)["text"]
 

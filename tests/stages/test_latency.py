@@ -112,6 +112,9 @@ def test_a_sleep_of_known_length_is_measured_and_images_take_turns():
     assert len(found["image_ms"]) == 4 and all(5 <= value < 100 for value in found["image_ms"])
     assert max(found["engine_ms"]) < 2
     assert called[2 * latency.REWARM_RUNS :] == [0, "engine", 1, "engine", 0, "engine", 1, "engine"]
+    called.clear()
+    latency.times({"image_ms": [lambda: call(0), lambda: call(1)]}, 1, done=3)
+    assert called[latency.REWARM_RUNS :] == [1]  # where the last turn ended
 
 
 def test_warming_up_takes_ten_runs_and_the_time_asked_for():

@@ -107,6 +107,24 @@ def test_it_ends_at_the_first_look_at_which_all_that_can_be_told_is_told(monkeyp
     assert measured(loud, most=1) == 1
 
 
+def test_measuring_goes_on_until_the_engine_alone_can_be_told_too(tmp_path):
+    calm, loud = rounds(60), rounds(60, spread=0.5, seed=5)
+    mixed = [one | {key: other[key] for key in ("engine_ms", "engine_cpu_ms")} for one, other in zip(calm, loud, strict=True)]
+    assert pairs.decided(mixed[:10], 0.05, 4, ("image_ms", "image_cpu_ms")) and not pairs.decided(mixed[:10], 0.05, 4)
+    assert judged(tmp_path, mixed[:10], RULE | {"metric": "engine_p50_ms"})["passed"] is None
+
+
+def test_a_processors_clock_that_stood_still_tells_nothing_and_breaks_nothing(tmp_path):
+    found = rounds(10)
+    for one in found:
+        one["image_cpu_ms"] = {"candidate": [0.0] * 3, "baseline": [0.0] * 3}
+    assert pairs.decided(found, 0.05, 4) and "CPU" not in pairs.told(entry(found))
+    told = judged(tmp_path, found, RULE | {"metric": "cpu_p50_ms"})
+    assert told["passed"] is None and "too coarse" in told["text"] and judged(tmp_path, found)["passed"] is True
+    on_gpu = judged(tmp_path, rounds(10, on_gpu=True), RULE | {"metric": "cpu_p50_ms"})
+    assert on_gpu["passed"] is None and "nothing of what a GPU computes" in on_gpu["text"]
+
+
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
     folder = tmp_path_factory.mktemp("line")
@@ -146,6 +164,9 @@ def test_the_released_engine_is_built_here_from_its_onnx_file_and_takes_turns(li
     assert after.json("measurement.json")["pairs"][0]["told"].startswith("wall ")
     rule = Rule.model_validate(rules[0])
     assert judge_one(rule, of_artifact(after, known))["passed"] is None  # one round tells nothing
+    other = json.loads(json.dumps(content))
+    other["models"]["engine"]["engine"]["threads"] = 2
+    assert "other settings than the baseline's" in judge_one(rule, of_artifact(after, Released("r", other, "", {})))["text"]
     content["models"]["engine"]["onnx"]["id"] = "e" * 64
     assert "not the baseline's: run the recipe again" in judge_one(rule, of_artifact(after, Released("r", content, "", {})))["text"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import Stopped
+from pipeline.errors import BadData, Stopped
 from stages import machine, races, rebuilt
 from stages.bundle_files import runtime_tensorrt
 from stages.engines import TABLE
@@ -126,6 +126,15 @@ def test_where_it_cannot_be_built_again_that_is_said_and_the_loss_stands(monkeyp
         told = verdict(tmp_path / str(k), entry)
         assert told["passed"] is False and f"another build may tell otherwise, and there is none: {why}" in told["text"]
         assert len(timed) == 1 and why in entry["told"]
+
+
+def test_a_further_build_that_fails_costs_no_round_that_was_measured(monkeypatch, tmp_path, line):
+    def fails(*_):
+        raise BadData("out of memory")
+
+    monkeypatch.setattr(rebuilt, "built", fails)
+    entry, timed, _ = raced(monkeypatch, tmp_path, line, [0.08])
+    assert entry["not_rebuilt"] == "out of memory" and len(entry["rounds"]) == 20 and len(timed) == 1
 
 
 def test_between_two_builds_it_can_be_stopped(monkeypatch, tmp_path, line):

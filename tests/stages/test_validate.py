@@ -91,6 +91,27 @@ def test_pixels_that_differ_are_counted_per_image_and_split_where_the_reference_
     assert found["models"]["student"]["mismatch"] == found["models"]["engine"]["clear_mismatch"] == 0
 
 
+def test_a_split_without_any_label_is_refused_for_nothing_could_be_lost_on_it(line, tmp_path):
+    from stages.measure.accuracy import accuracy
+    from stages.measure.waterfall import models
+
+    class Unlabelled:
+        def __init__(self, samples):
+            self.samples, self.classes = samples, samples.classes
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, i):
+            image, label = self.samples[i]
+            return image, np.full_like(label, 255)
+
+    inputs, _ = line
+    with pytest.raises(BadData, match="no pixel of this split is labelled"):
+        job = small_line.Job(tmp_path)
+        accuracy(models(inputs["reference"], [], {}), "student", Unlabelled(open_samples(inputs["data"], "val")), job)
+
+
 @pytest.mark.parametrize("logits", [True, False])
 def test_a_reference_that_gives_no_logits_leaves_the_split_unmeasured_and_says_what_to_do(line, tmp_path, logits):
     inputs, measured = line

@@ -182,7 +182,7 @@ def _versions_of(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]
 
 def _origins(one: Side, two: Side) -> Iterator[str]:
     origins = [side.begin.get("origin") for side in (one, two)]
-    if missing := [side.run for side, origin in zip((one, two), origins, strict=True) if not origin]:
+    if missing := [side.run for side, origin in zip((one, two), origins, strict=True) if not isinstance(origin, dict)]:
         if one.run != two.run:
             yield f"not recorded for {' and '.join(missing)}: code, packages and machine (runs note them since this version)"
         return
@@ -198,8 +198,8 @@ def _origins(one: Side, two: Side) -> Iterator[str]:
             yield _changed(f"{'package' if of == 'versions' else 'machine'} {name}", before, after)
 
 
-def _brief(revision: str | None) -> str:
-    return revision[:10] if revision else "none"
+def _brief(revision: Any) -> str:
+    return str(revision)[:10] if revision else "none"
 
 
 # -- what came of it

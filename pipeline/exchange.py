@@ -84,12 +84,14 @@ def examined(folder: Path, id: str, problem: type[Stillhouse]) -> dict[str, Any]
     """The manifest of a copy whose every byte was compared."""
     try:
         manifest = manifest_in(folder, id)
+        if not isinstance(manifest["kind"], str) or not isinstance(manifest["facts"], dict):
+            raise TypeError
         if strange := [name for name in manifest["files"] if not FILE_NAME.fullmatch(name)]:  # a stranger's manifest may name any path
             raise Damaged(id, f"a file is called {strange[0][:60]!r}")
         compare(id, manifest, folder)
     except Damaged as damage:
         raise problem(f"{damage} in {folder}: remove that folder and push it again from a store that holds it") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise problem(f"{folder} holds no artifact: its manifest cannot be read") from None
     return manifest
 

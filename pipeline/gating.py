@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from . import finding, fsops, pins, released
 from .artifact import Artifact
 from .errors import BadRecipe, BadStore, GateFailed, Undecided
@@ -42,7 +44,10 @@ class Finished:
 
     def inputs(self, store: Store, gate: str) -> dict[str, Artifact]:
         """Of a gate, verified."""
-        found = {field: self.artifacts[names[0]] for field, names in self.lineage[gate].items()}
+        taken = {field: names[0] for field, names in self.lineage[gate].items()}
+        if lost := [name for name in taken.values() if name not in self.artifacts]:
+            raise BadStore(f"{lost[0]} of {self.name} was found damaged and not made again: run {self.file} again")
+        found = {field: self.artifacts[name] for field, name in taken.items()}
         for artifact in found.values():
             verify(store, artifact)
         return found
@@ -75,7 +80,7 @@ def finished(store: Store, name: str, parts: Any) -> Finished:
     begin, ended = finding.begin(store, finding.run_named(store, name)), finding.stages(store, name)
     stages, artifacts = {}, {}
     for stage, settings in begin["resolved"]["stages"].items():
-        stages[stage] = _class(settings["kind"], parts.kinds).model_validate(settings)
+        stages[stage] = _read(settings, parts.kinds)
         if id := ended.get(stage, {}).get("id"):
             try:
                 manifest = store.manifest(id)
@@ -144,7 +149,7 @@ def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
     content |= parts.baseline(run.stages[gate].model_dump(mode="json"), inputs, run.artifacts, run.lineage)
     for id in content["artifacts"]:
         verify(store, Artifact(id[:12], "", id, store.folder(id)))
-    pins.keep(store, f"{released.FOLDER}.{file.stem}", list(content["artifacts"]))  # sweeping must not take what the file names
+    pins.keep(store, f"{released.FOLDER}.{file.stem}.{run.name}", list(content["artifacts"]))  # sweeping must not take what the file names
     file.parent.mkdir(parents=True, exist_ok=True)
     fsops.replace(file, (json.dumps(content, indent=1) + "\n").encode())
     os.chmod(file, 0o644)  # others read it, too
@@ -153,12 +158,21 @@ def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
     print(f"{file}: {run.name} is the baseline{although}; commit this file")
     print("Other machines need what it names, DIR being a CI cache, a release's files, or a mounted share:")
     size = sum(map(store.size, content["artifacts"])) / 1e6
-    print(f"  python -m pipeline store push DIR {file}   # {', '.join(content['artifacts'].values())}: {size:.1f} MB")
+    from .verdict import command
+
+    push = command(store, "store", "push", "DIR", str(file))
+    print(f"  {push}   # {', '.join(content['artifacts'].values())}: {size:.1f} MB")
     return 0
 
 
-def _class(kind: str, kinds: Any) -> type[Stage]:
+def _read(settings: dict[str, Any], kinds: Any) -> Stage:
+    kind = settings["kind"]
     if kind not in kinds:
         raise BadRecipe(f"this version knows no stage of kind {kind}: judge the run with the version that made it")
     module, _, name = kinds[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name).model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{kind} has other settings in this version ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        raise BadRecipe(f"{what}: judge the run with the one that made it") from None

@@ -47,7 +47,7 @@ def _sha(text: str) -> str | None:
 def _digest(folder: Path) -> str:
     whole = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.suffix in CODE:
+        if file.suffix in CODE and not file.name.startswith(".") and file.is_file():  # editors leave links that lead nowhere
             data = file.read_bytes()
             whole.update(f"{file.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
     return whole.hexdigest()

@@ -1,8 +1,9 @@
 """Which stages are kept, which will run, and why: decided from keys alone, before anything starts."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from . import secrets
@@ -32,22 +33,34 @@ class Step:
         return {field: names for field, (_, names) in taken(self.stage).items()}
 
 
-def make(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | None = None, done: Collection[str] = ()) -> list[Step]:
-    """The steps in order. `last` maps stage names to the keys they had in an earlier run, so that reasons can be given; `done` names the
-    stages that this run has settled: what they left open stays so."""
-    steps = _steps(stages, store, last or {}, {})
+Settled = Mapping[str, tuple[str, str]]  # stage -> key and id of the artifact that a run has made or kept
+
+
+def make(
+    stages: Mapping[str, Stage], store: Store, last: Mapping[str, str] | None = None, done: Settled = MappingProxyType({})
+) -> list[Step]:
+    """The steps in order. `last` maps stage names to the keys they had in an earlier run, so that reasons can be given; `done` is what
+    this run has settled: it stays with these artifacts, and what they left open stays so."""
+    steps = _steps(stages, store, last or {}, done, {})
     anew = {} if store.read_only else _unsettled(steps, done)
-    return _steps(stages, store, last or {}, anew) if anew else steps
+    return _steps(stages, store, last or {}, done, anew) if anew else steps
 
 
-def _unsettled(steps: list[Step], done: Collection[str]) -> dict[str, str]:
-    """Stages whose artifact is there and is made anew -> why: nobody computes the same twice, but for what could not be told with it."""
+def _unsettled(steps: list[Step], done: Settled) -> dict[str, str]:
+    """Stages whose artifact is there and is made anew -> why: nobody computes the same twice, but for what could not be told with it.
+
+    Not where another verdict on it stands that is no pass: it would get a second chance.
+    """
     held = [step for step in steps if step.artifact]
-    asked = [(step.name, name) for step in held for field in step.stage.unsettled(step.artifact.facts) for name in step.inputs[field]]
-    return {name: f"{asker} was left undecided by it: it is made anew" for asker, name in asked if name not in done}
+    asked = [(step, name) for step in held for field in step.stage.unsettled(step.artifact.facts) for name in step.inputs[field]]
+    askers = {step.name for step, _ in asked}
+    against = [step for step in held if step.artifact.facts.get("passed", True) is not True and step.name not in askers]
+    judged = {name for step in against for names in step.inputs.values() for name in names}
+    free = [(step.name, name) for step, name in asked if name not in done and name not in judged]
+    return {name: f"{asker} was left undecided by it: it is made anew" for asker, name in free}
 
 
-def _steps(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str], anew: Mapping[str, str]) -> list[Step]:
+def _steps(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str], done: Settled, anew: Mapping[str, str]) -> list[Step]:
     made: dict[str, Artifact | None] = {}
     steps = []
     for name, stage in stages.items():
@@ -55,7 +68,8 @@ def _steps(stages: Mapping[str, Stage], store: Store, last: Mapping[str, str], a
         waiting = list(dict.fromkeys(n for _, names in taken(stage).values() for n in names if made[n] is None))
         unasked = getattr(stage, "target", None) if stage.there is None else None
         key = None if waiting or unasked else digest(image)
-        found = store.find(key, name) if key else None
+        settled = done.get(name)
+        found = store.find(key, name, settled[1] if settled and settled[0] == key else None) if key else None
         artifact = None if name in anew else found
         why = () if artifact else (anew[name],) if found else tuple(_reasons(store, last.get(name), image, waiting, key))
         if unasked:  # what it is belongs to the key

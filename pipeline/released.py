@@ -83,6 +83,7 @@ def read(file: Path, store: Store) -> Released:
         return Released(shown, None, f"{shown} {why}: name the right one with --baseline, or {accept}")
     try:
         content = json.loads(data) if len(data) <= BYTES else None
+        digest(content)  # refuses what JSON does not know, as NaN
     except (ValueError, RecursionError):
         content = None
     ids = content.get("artifacts") if isinstance(content, dict) else None

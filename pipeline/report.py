@@ -61,7 +61,7 @@ def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str
     """What the journal tells of a run, and the verified artifacts it ended with."""
     entries = store.journal(run).read()
     begin = finding.begin(store, run)
-    origin = begin.get("origin", {})  # runs of before it was noted: this machine's
+    origin = begin["origin"] if isinstance(begin.get("origin"), dict) else {}  # runs of before it was noted: this machine's
     ended = {e["stage"]: e for e in entries if e["event"] == "stage"}
     end = entries[-1] if entries[-1]["event"] == "end" else {"code": None, "error": "the run did not end"}
     artifacts, stages = {}, []

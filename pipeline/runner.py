@@ -277,7 +277,7 @@ class Runner:
         return self.store.size(id) if id else 0
 
     def _end(self, run: str, ended: dict[str, dict[str, Any]], step: Step, state: str, id: str | None, seconds: float, **more: Any) -> None:
-        ended[step.name] = {"state": state, "seconds": round(seconds, 3)}
+        ended[step.name] = {"state": state, "seconds": round(seconds, 3), "key": step.key, "id": id}
         self._note(run, "stage", stage=step.name, state=state, key=step.key, id=id, seconds=round(seconds, 3), **more)
         self.show.end(step.name, step.stage.kind, state, seconds, id)
 
@@ -301,11 +301,12 @@ class Runner:
 def verdict(steps: list[Step]) -> int:
     """The exit code of a run in which every stage ended: 0, GateFailed's when a verdict is against it, Undecided's when one is open."""
     passed = [s.artifact.facts["passed"] for s in steps if s.artifact and s.artifact.kind == "Verdict"]
+    passed += [None for s in steps if s.artifact is None]  # another process took it away: nothing can be told
     return GateFailed.code if False in passed else Undecided.code if None in passed else 0
 
 
-def _done(ended: dict[str, dict[str, Any]]) -> set[str]:
-    return {name for name, how in ended.items() if how["state"] in ("made", "kept")}
+def _done(ended: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    return {name: (how["key"], how["id"]) for name, how in ended.items() if how["state"] in ("made", "kept")}
 
 
 def _described(artifact: Any) -> dict[str, Any]:

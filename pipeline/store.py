@@ -96,9 +96,10 @@ class Store:
         `id`: the one that it gave in some run, whatever it gave since.
         """
         ref = self._record(self.root / "refs/cache" / f"{key}.json")
-        if ref is None or ref["key"] != key:
+        ref = ref if ref and ref["key"] == key else None
+        if ref is None and id is None:
             return None
-        id, beside = (ref["id"], ref["beside"]) if id in (None, ref["id"]) else (id, {})
+        id, beside = (ref["id"], ref["beside"]) if ref and id in (None, ref["id"]) else (id, {})
         try:
             manifest = self.manifest(id)
         except Damaged:

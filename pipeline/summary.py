@@ -14,7 +14,7 @@ from .verdict import RELEASED, RULES, Rule, Verdict, figure, line, reasons
 FIGURES = ("found", "released", "now", "change")  # columns that stand to the right
 MOST = 1200  # characters of a sentence
 ACTS = re.compile(r"([\\`*_{}\[\]<>()+!|~&$])")  # ASCII punctuation that may begin something; CommonMark takes all of it escaped
-LINKS = re.compile(r"(@|#|://|www(?=\.))", re.IGNORECASE)  # found in the text after Markdown is done: escaping does not help there
+LINKS = re.compile(r"(@|#|:(?=//)|www(?=\.)|\bGH(?=-\d))", re.IGNORECASE)  # found after Markdown is done, escaped or not
 NOTHING = "\u200b"  # a space of no width, which ends such a word
 
 

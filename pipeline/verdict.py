@@ -13,7 +13,7 @@ from os import get_terminal_size
 from pathlib import Path
 from typing import Any
 
-from . import finding
+from . import finding, released
 from .gating import WORDS
 from .show import plain, tell_styled
 from .store import Damaged, Store
@@ -195,18 +195,21 @@ def _next(passed: bool | None, run: str, begin: dict[str, Any], baseline: dict[s
         return []
     content = (baseline or {}).get("content")
     ids = content.get("artifacts") if isinstance(content, dict) else None
+    place = released.place(Path(begin["file"]), begin["recipe"], begin.get("profile"))
+    own = bool(baseline) and baseline.get("file") == f"{place.parent.name}/{place.name}"  # not one that --baseline named
+    accept = command(store, "gate", run, "--accept")
     if passed is None and baseline and not content:
-        return [_command("gate", run, "--accept") + "   # if this run is what others shall be held against"]
+        return [f"{accept}   # if this run is what others shall be held against"] if own else []
     if passed is None:
         missing = [id for id in ids or () if not _held(store, id)]
         profile = ["--profile", begin["profile"]] if begin.get("profile") else []
-        again = _command("run", begin["file"], *profile, *(word for one in begin.get("sets", ()) for word in ("--set", one)))
+        again = command(store, "run", begin["file"], *profile, *(word for one in begin.get("sets", ()) for word in ("--set", one)))
         file = Path(begin["file"]).parent / str(baseline["file"]) if missing else Path()
         pulled = [str(file)] if file.is_file() else [id[:12] for id in missing]
-        return [*(_command("store", "pull", "DIR", what) for what in pulled), again] if missing else []
+        return [*(command(store, "store", "pull", "DIR", what) for what in pulled), again] if missing else []
     other = _compared(store, run, begin["recipe"], content)
-    meant = [_command("gate", run, "--accept") + "   # only if this loss is meant"] if baseline else []
-    return ([_command("diff", other, run)] if other else []) + meant
+    meant = [f"{accept}   # only if this loss is meant"] if own else []
+    return ([command(store, "diff", other, run)] if other else []) + meant
 
 
 def _compared(store: Store, run: str, recipe: str, content: dict[str, Any] | None) -> str | None:
@@ -226,8 +229,10 @@ def _held(store: Store, id: str) -> bool:
         return False
 
 
-def _command(*words: str) -> str:
-    return "python -m pipeline " + " ".join(word if word == "DIR" else shlex.quote(line(word)) for word in words)
+def command(store: Store, *words: str) -> str:
+    """To be typed in the folder where this one was, for the same store."""
+    elsewhere = ["--store", str(store.root)] if store.root.absolute() != Path(".stillhouse").absolute() else []
+    return "python -m pipeline " + " ".join(word if word == "DIR" else shlex.quote(line(word)) for word in (*words, *elsewhere))
 
 
 def _columns() -> int:

@@ -72,7 +72,7 @@ class Evidence:
         model = self.baseline().models.get(rule.of)
         if model is None or model.onnx is None or model.onnx.id != pair["source"]:
             raise Unknown(f"{rule.of} was timed against ONNX file {pair['source'][:12]}, which is not the baseline's: run the recipe again")
-        if model.engine != pair["engine"]:
+        if model.engine != pair.get("engine", model.engine):
             raise Unknown(f"{rule.of} was timed against an engine with other settings than the baseline's: run the recipe again")
 
     def class_number(self, rule: Rule) -> int:

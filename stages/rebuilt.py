@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.artifact import Artifact
-from pipeline.errors import Missing
+from pipeline.errors import Missing, Refused
 from stages.baseline import Baseline, onnx_digest
 from stages.evidence import Unknown
 from stages.rules import RELEASED
@@ -26,6 +26,8 @@ def rebuilt(name: str, released: Any, work: Path) -> Artifact:
     if model is None or model.onnx is None:
         raise Unknown(f"{released.file} holds no {name} with an ONNX file. {released.accept}")
     source = released.artifacts.get(model.onnx.id)
+    if source is not None and source.kind != "OnnxModel":
+        raise Unknown(f"{released.file} names artifact {source.id[:12]} as an ONNX file, and it is a {source.kind}. {released.accept}")
     if source is None:
         raise Unknown(released.missing(model.onnx.id, f"the ONNX file of its {name}"))
     if onnx_digest(source) != model.onnx.sha256:
@@ -74,8 +76,8 @@ def built(name: str, settings: dict[str, Any], source: Artifact, work: Path, tim
     work.mkdir(parents=True)
     if timing is not None:
         shutil.copyfile(timing, work / TIMING)
-    row = ENGINES.row(str(settings.get("kind"))).model_validate(settings)
     try:
+        row = ENGINES.row(str(settings.get("kind"))).model_validate(settings)
         return Artifact(name, "Engine", source.id, work, facts_of(row, source, row.build(source, work)))
-    except Missing as error:
+    except (Missing, Refused) as error:
         raise Unknown(f"its engine cannot be built on this machine: {error}") from None

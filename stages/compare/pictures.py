@@ -11,7 +11,7 @@ from stages.page.words import name
 
 from .measured import Measured
 
-PICTURES = 6
+PICTURES, LISTED = 6, 64  # that are shown; that are looked at
 IGNORED = 255  # of labels
 BUDGET = 2_400_000  # bytes of all data: URIs together; wider pictures are tried first
 WIDTHS = (480, 320, 200)
@@ -26,17 +26,19 @@ def collect(one: Measured, two: Measured, model: str | None, notes: list[str]) -
     if one.classes != two.classes:
         notes.append("the class tables differ, so the class maps mean different things: no pictures are compared")
         return [], []
-    scenes = [scene for key in shared if (scene := _scene(key, model, (one, kept[0][key]), (two, kept[1][key])))]
+    seen = (_scene(key, model, (one, kept[0][key]), (two, kept[1][key])) for key in shared[:LISTED])
+    scenes, found = [], 0
+    for scene in filter(None, seen):  # opened one after the other: all of them at once may be gigabytes
+        scenes, found = sorted([*scenes, scene], key=lambda scene: -scene["disagree"])[:PICTURES], found + 1
     told = f"{one.run} kept {len(kept[0])} pictures, {two.run} {len(kept[1])}"
     if not scenes:
         notes.append(f"{told}, and none is of the same image and label: no class maps are shown")
         return [], []
-    if len(scenes) < max(map(len, kept)):
-        notes.append(f"{told}; the {len(scenes)} of images that both kept are shown")
-    scenes.sort(key=lambda scene: -scene["disagree"])
-    facts = [{key: scene[key] for key in ("name", "disagree", "shares", "titles")} for scene in scenes[:PICTURES]]
+    if found < max(map(len, kept)):
+        notes.append(f"{told}; the {found} of images that both kept are shown")
+    facts = [{key: scene[key] for key in ("name", "disagree", "shares", "titles")} for scene in scenes]
     colours = one.told.get("colours") if isinstance(one.told.get("colours"), list) else []
-    return facts, within(scenes[:PICTURES], WIDTHS, BUDGET, lambda scene, width: _tiles(scene, colours, width))
+    return facts, within(scenes, WIDTHS, BUDGET, lambda scene, width: _tiles(scene, colours, width))
 
 
 def _kept(side: Measured) -> dict[str, int]:

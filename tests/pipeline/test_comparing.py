@@ -157,3 +157,13 @@ def test_the_revision_is_read_from_gits_own_files(tmp_path):
     assert origin.revision(tmp_path) == "a" * 40
     (tmp_path / "HEAD").write_text(f"{sha}\n")
     assert origin.revision(tmp_path) == sha
+
+
+def test_what_an_editor_leaves_beside_the_code_is_no_part_of_it(tmp_path):
+    (tmp_path / "gate.py").write_text("1")
+    before = origin._digest(tmp_path)
+    (tmp_path / ".#gate.py").symlink_to("somebody@somewhere.123")
+    (tmp_path / "lost.py").symlink_to("nowhere")
+    assert origin._digest(tmp_path) == before
+    (tmp_path / "gate.py").write_text("2")
+    assert origin._digest(tmp_path) != before

@@ -5,11 +5,13 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline import cli, report
-from pipeline.plan import make
+from pipeline import cli, finding, report
+from pipeline.plan import _unsettled, make
+from pipeline.recipe import read
 from pipeline.runner import Runner
 from pipeline.show import Lines
 from pipeline.store import Store
@@ -131,6 +133,32 @@ def test_what_another_run_has_made_anew_meanwhile_is_kept(place, monkeypatch):
         assert ended["sum"]["state"] == state
 
 
+def test_a_run_stays_with_what_it_settled_whatever_another_makes_of_the_same_key_meanwhile(place):
+    gauge = place.folder / "gauge.txt"
+    place.recipe.write_text(RECIPE.replace("{kind: sum, of: [one]}", f"{{kind: gauge, file: {gauge}}}").replace(", against: released", ""))
+    store = Store(Path(".stillhouse"))
+    for number in ("-1", "-2"):
+        gauge.write_text(number)
+        place.run(code=4)
+    first, second = (finding.stages(store, run)["sum"] for run in ("toy-1", "toy-2"))
+    assert first["key"] == second["key"] and first["id"] != second["id"]
+    stages = read(place.recipe, place.parts.kinds).stages
+    for entry in (first, second):
+        settled = {"one": (entry["key"], entry["id"]), "sum": (entry["key"], entry["id"])}  # of `one` the key is another: it is not asked
+        held = {step.name: step.artifact.id for step in make(stages, store, done=settled)}
+        assert held["sum"] == entry["id"] and held["one"] == finding.stages(store, "toy-1")["one"]["id"]
+
+
+def test_what_another_verdict_has_judged_is_not_made_anew_for_a_busy_one():
+    def step(name, passed, asks=()):
+        stage = SimpleNamespace(unsettled=lambda facts: asks)
+        return SimpleNamespace(name=name, stage=stage, artifact=SimpleNamespace(facts={"passed": passed}), inputs={"of": ["measured"]})
+
+    busy = step("busy", None, ("of",))
+    for beside, anew in (([], 1), ([step("other", True)], 1), ([step("other", False)], 0), ([step("other", None)], 0)):
+        assert len(_unsettled([busy, *beside], {})) == anew
+
+
 def test_a_run_is_judged_by_the_baseline_and_again_when_that_changes(accepted):
     accepted.run()
     accepted.edit("value: 3}", "value: 5}")
@@ -183,6 +211,8 @@ def test_a_baseline_that_is_not_there_is_undecided_and_says_what_to_do(accepted)
     assert "no/toy.json does not exist: name the right one with --baseline" in accepted.call("gate", "--baseline", "no/toy.json", code=4)
     other = accepted.folder / "other.json"
     other.write_text("[1, 2")
+    assert "is no baseline: take it from version control again" in accepted.call("gate", "--baseline", other, code=4)
+    other.write_text('{"artifacts": {}, "number": 1e999}')
     assert "is no baseline: take it from version control again" in accepted.call("gate", "--baseline", other, code=4)
     other.write_text(json.dumps({"artifacts": {"f" * 64: "Checkpoint"}}))
     assert f"store pull DIR {'f' * 64}" in accepted.call("gate", "--baseline", other, code=4)

@@ -95,8 +95,7 @@ class Store:
 
         `id`: the one that it gave in some run, whatever it gave since.
         """
-        ref = self._record(self.root / "refs/cache" / f"{key}.json")
-        ref = ref if ref and ref["key"] == key else None
+        ref = self._ref(key)
         if ref is None and id is None:
             return None
         id, beside = (ref["id"], ref["beside"]) if ref and id in (None, ref["id"]) else (id, {})
@@ -108,8 +107,8 @@ class Store:
 
     def id_of(self, key: str) -> str | None:
         """The id that a key points to, whether or not the artifact is there and sound."""
-        ref = self._record(self.root / "refs/cache" / f"{key}.json")
-        return ref["id"] if ref and ref["key"] == key else None
+        ref = self._ref(key)
+        return ref["id"] if ref else None
 
     def kind(self, id: str) -> str:
         try:
@@ -311,6 +310,10 @@ class Store:
             )
         if found != SCHEMA:
             raise BadStore(f"{self.root} has store schema {found}, this version reads {SCHEMA}: use a newer version")
+
+    def _ref(self, key: str) -> Any:
+        ref = self._record(self.root / "refs/cache" / f"{key}.json")
+        return ref if ref and ref["key"] == key else None
 
     def _record(self, path: Path) -> Any:
         """None where there is none, or none that is whole. A disk that cannot be read is another matter: work would be done again."""

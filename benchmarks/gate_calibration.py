@@ -2,6 +2,7 @@
 
     python benchmarks/gate_calibration.py run [--slower 0.05] [--load 1] [--gates 100] [--minutes 60]
     python benchmarks/gate_calibration.py report       the table and the plot of docs/gates.md
+    python benchmarks/gate_calibration.py pack         the same rounds as small files for the repository; run and report read them, too
 
 Rounds are the product's own (stages/measure/pairs.py), and are measured until pairs are decided. Each is one line of
 benchmarks/gates/<machine>.jsonl with its raw times: the same command goes on where it was stopped, and a report judges them anew.
@@ -41,6 +42,7 @@ PROTOCOL = {"model": "tiny small, onnxruntime, 1 thread", "size": list(SIZE), "r
 SEEN = ("seconds", "waited", "throttled", "stolen", "running")  # of what was seen of the machine in a round
 DOCS = ROOT / "docs/gates.md"
 MARKS = "<!-- calibration -->", "<!-- /calibration -->"  # what a report writes stands between them
+PART = 2500  # rounds in a packed file
 DRAWS = 400  # gates behind a point of a curve
 
 
@@ -52,7 +54,7 @@ class Kind(NamedTuple):
 def main() -> None:
     asked = parser().parse_args()
     try:
-        run(asked) if asked.command == "run" else report(asked.file)
+        {"run": run, "report": lambda asked: report(asked.file), "pack": lambda asked: pack(asked.file)}[asked.command](asked)
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None
 
@@ -82,9 +84,7 @@ def opened(file: Path, header: dict[str, Any]) -> dict[Kind, dict[int, list[dict
     """The gates in a file, which is begun if it is not there; what was torn from its end by a kill is cut off."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        packed = packed_of(file)
-        begun = gzip.decompress(packed.read_bytes()) if packed.exists() else json.dumps(header, separators=(",", ":")).encode() + b"\n"
-        file.write_bytes(begun)
+        file.write_bytes(unpacked(file) or json.dumps(header, separators=(",", ":")).encode() + b"\n")
     text = file.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
@@ -104,8 +104,17 @@ def read(text: str) -> tuple[dict[str, Any], dict[Kind, dict[int, list[dict]]]]:
     return header, gates
 
 
-def packed_of(file: Path) -> Path:
-    return file.with_name(file.name + ".gz")
+def pack(file: Path) -> None:
+    """Writes what a repository keeps of it: parts that stay well below a megabyte."""
+    lines = file.read_bytes().splitlines(keepends=True)
+    for k in range(0, len(lines), PART):
+        file.with_name(f"{file.name}.{k // PART}.gz").write_bytes(gzip.compress(b"".join(lines[k : k + PART]), mtime=0))
+
+
+def unpacked(file: Path) -> bytes:
+    """Of all its parts; b"" where there are none."""
+    parts = sorted(file.parent.glob(f"{file.name}.*.gz"), key=lambda part: int(part.suffixes[-2][1:]))
+    return b"".join(gzip.decompress(part.read_bytes()) for part in parts)
 
 
 def short(found: dict[str, Any]) -> dict[str, Any]:
@@ -182,10 +191,10 @@ def load(processes: int):
 
 
 def report(file: Path) -> None:
-    packed = packed_of(file)
-    if not file.exists() and not packed.exists():
+    text = file.read_text(encoding="utf-8") if file.exists() else unpacked(file).decode()
+    if not text:
         raise SystemExit(f"{file} does not exist: measure with `python benchmarks/gate_calibration.py run` first")
-    header, gates = read(file.read_text(encoding="utf-8") if file.exists() else gzip.decompress(packed.read_bytes()).decode())
+    header, gates = read(text)
     done = {kind: whole for kind in sorted(gates) if (whole := [gate for gate in gates[kind].values() if ended(gate)])}
     picture = DOCS.with_name(f"gates-{file.stem}.svg")
     picture.write_text(gate_plot.svg(curves(done), points(done)), encoding="utf-8")
@@ -279,7 +288,7 @@ def most_likely(trials: int, seen: int, level: float = 0.05) -> float:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("command", choices=("run", "report"))
+    made.add_argument("command", choices=("run", "report", "pack"))
     here = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()} {machine.cores()} cores".lower()).strip("-")
     made.add_argument("--file", type=Path, default=ROOT / "benchmarks/gates" / f"{here}.jsonl")
     made.add_argument("--slower", type=float, default=0.0, help="0.05: the candidate works 5 %% longer")

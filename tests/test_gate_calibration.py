@@ -1,6 +1,5 @@
 """The calibration of gates keeps what was measured, goes on where it was stopped, and counts errors as errors."""
 
-import gzip
 import json
 import math
 import time
@@ -45,10 +44,12 @@ def test_a_file_torn_by_a_kill_keeps_its_whole_rounds_and_another_machines_is_re
         calibration.opened(file, HEADER | {"protocol": {"runs": 4}})
 
 
-def test_what_was_packed_is_gone_on_with(tmp_path):
-    file = tmp_path / "gates.jsonl"
-    packed = written(tmp_path / "plain", *gate(0, 0.0, 0.0)).read_bytes()
-    calibration.packed_of(file).write_bytes(gzip.compress(packed))
+def test_what_was_packed_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "PART", 1)  # eleven parts: their order is that of numbers
+    file = written(tmp_path / "gates.jsonl", *gate(0, 0.0, 0.0))
+    packed = file.read_bytes()
+    calibration.pack(file)
+    file.unlink()
     assert len(calibration.opened(file, HEADER)[calibration.Kind(0.0, 0)][0]) == 10 and file.read_bytes() == packed
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from . import charts
-from .document import CSP, _moment
+from .document import _moment, opening
 from .facts import colour
 from .markup import Safe, el, json_block
 from .sections import changed
@@ -27,15 +27,7 @@ ul.changes{margin:0 0 14px;padding-left:20px;max-width:none;overflow-wrap:anywhe
 def html(facts: dict[str, Any], uris: list[list[str]]) -> str:
     """The whole file. `uris` holds the data: URI of every tile of every scene."""
     title = " and ".join(name(run["run"]) for run in facts["runs"])
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=CSP),
-        el("meta", name="viewport", content="width=device-width,initial-scale=1"),
-        el("meta", name="referrer", content="no-referrer"),
-        el("title", title),
-        el("style", Safe(CSS + MORE_CSS)),
-    )
+    head = opening(title, CSS + MORE_CSS)
     parts = [_top(facts), _causes(facts), _stages(facts), _accuracy(facts), _classes(facts), _scenes(facts, uris)]
     parts += [_times(facts), _listed("Size", facts["sizes"]), _listed("Hops", facts["hops"]), _verdicts(facts), _rest(facts)]
     return "<!doctype html>\n" + el("html", head, el("body", el("main", parts), json_block(plain(facts))), lang="en") + "\n"

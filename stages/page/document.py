@@ -12,17 +12,22 @@ from .words import NONE, duration
 CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def html(facts: dict, uris: list[list[str]], changed: list[list[str]]) -> str:
-    """The whole file. `uris` and `changed` hold the data: URIs of the tiles of every picture: of the run, and of what explains it."""
-    head = el(
+def opening(title: str, css: str) -> Safe:
+    """The head of a page that loads nothing, runs nothing and tells nobody where it was opened."""
+    return el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", http_equiv="Content-Security-Policy", content=CSP),
         el("meta", name="viewport", content="width=device-width,initial-scale=1"),
         el("meta", name="referrer", content="no-referrer"),
-        el("title", f"{facts['run']['recipe']} · {facts['run']['run']}"),
-        el("style", Safe(CSS)),
+        el("title", title),
+        el("style", Safe(css)),
     )
+
+
+def html(facts: dict, uris: list[list[str]], changed: list[list[str]]) -> str:
+    """The whole file. `uris` and `changed` hold the data: URIs of the tiles of every picture: of the run, and of what explains it."""
+    head = opening(f"{facts['run']['recipe']} · {facts['run']['run']}", CSS)
     judged, at_once = gate.rules(facts, changed), any(rule["passed"] is not True for rule in facts["rules"])
     parts = [
         _top(facts),

@@ -6,7 +6,8 @@
 
 Rounds are the product's own (stages/measure/pairs.py), and are measured until pairs are decided. Each is one line of
 benchmarks/gates/<machine>.jsonl with its raw times: the same command goes on where it was stopped, and a report judges them anew.
-The work that is added is a busy-wait of processor time after every run of the candidate. --load starts processes that only compute.
+The work that is added is a busy-wait of processor time after every run of the candidate. --load starts processes that only compute;
+with --load-runs it starts none, for what computes beside it runs already: a training, say.
 """
 
 import argparse
@@ -53,6 +54,8 @@ class Kind(NamedTuple):
 
 def main() -> None:
     asked = parser().parse_args()
+    if asked.load_runs and not asked.load:
+        raise SystemExit("--load-runs: say how many processes compute beside it, with --load N")
     try:
         {"run": run, "report": lambda asked: report(asked.file), "pack": lambda asked: pack(asked.file)}[asked.command](asked)
     except KeyboardInterrupt:
@@ -62,8 +65,8 @@ def main() -> None:
 def run(asked: argparse.Namespace) -> None:
     header = {"machine": {**machine.facts(), "onnxruntime": machine.version("onnxruntime", "onnxruntime-gpu")}, "protocol": PROTOCOL}
     kind, ends = Kind(asked.slower, asked.load), time.monotonic() + 60 * asked.minutes
-    gates = opened(asked.file, header).get(kind, {})
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as work, asked.file.open("a", encoding="utf-8") as kept, load(kind.load):
+    gates, processes = opened(asked.file, header).get(kind, {}), 0 if asked.load_runs else kind.load
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as work, asked.file.open("a", encoding="utf-8") as kept, load(processes):
         models, images = student(Path(work))
         common = {"images": images, "size": list(SIZE), "warmup_ms": WARMUP_MS, "threads": 1, "slower": kind.slower}
         for number in range(asked.gates):
@@ -294,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--slower", type=float, default=0.0, help="0.05: the candidate works 5 %% longer")
     made.add_argument("--gates", type=int, default=200, help="of this kind in the file, those of earlier runs included")
     made.add_argument("--load", type=int, default=0, help="processes that compute beside it")
+    made.add_argument("--load-runs", action="store_true", help="they run already: none is started")
     made.add_argument("--minutes", type=float, default=math.inf, help="no round is begun after that")
     return made
 

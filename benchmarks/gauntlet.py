@@ -1,20 +1,23 @@
 """The gauntlet: every distillation method beside no distillation, on the same seeds, with honest intervals.
 
-    python -m pipeline sweep recipes/sweeps/gauntlet_camvid.yaml --set stages.data.source.root=DIR
+    python -m pipeline sweep recipes/sweeps/gauntlet_camvid.yaml FILES
     python benchmarks/gauntlet.py add runs/gauntlet_camvid/results.json --name tiny-cpu     # keeps what is new in benchmarks/gauntlet/
     python benchmarks/gauntlet.py report                                                    # writes docs/gauntlet.md and its plots
 
 Tuned, beside the defaults: the set is called after theirs, with -tuned behind it, and holds the trials as well as what won.
 
-    python -m pipeline sweep recipes/sweeps/tune_camvid.yaml --set stages.data.source.root=DIR
+    python -m pipeline sweep recipes/sweeps/tune_camvid.yaml FILES
     python benchmarks/gauntlet.py add runs/tune_camvid/results.json --name tiny-cpu-tuned    # the trials, on a drive held out
     python benchmarks/gauntlet.py winners --name tiny-cpu-tuned > recipes/sweeps/tuned_camvid.yaml
-    python -m pipeline sweep recipes/sweeps/tuned_camvid.yaml --set stages.data.source.root=DIR
+    python -m pipeline sweep recipes/sweeps/tuned_camvid.yaml FILES
     python benchmarks/gauntlet.py add runs/tuned_camvid/results.json --name tiny-cpu-tuned   # the winners, on test
 
+FILES is `--profile cpu --set stages.data.source.root=DIR --set stages.words.file=FILE`: the folder of CamVid, and a .npy of a vector of
+language per class, rows as recipes/gauntlet_camvid.yaml lists them. Steps and learning rates in these sweeps are for the profile `cpu`.
+
 `add` takes figures out of the store's artifacts: mIoU of the whole split and of each drive in it, from the stored counts per image.
-Results accumulate: over seeds, runs and machines; a run is told by its artifacts, and adding it again changes nothing. A method is
-compared with `none` of the same seed, machine and schedule; the interval is Student's t over the seeds' differences.
+Results accumulate over seeds and runs; a run is told by its student, and adding it again changes nothing. Another machine or schedule
+is another set. A method is compared with `none` of the same seed; the interval is Student's t over the seeds' differences.
 """
 
 import argparse
@@ -52,7 +55,7 @@ def main() -> None:
     if asked.command == "add":
         add(asked.results, asked.name, Store(asked.store))
     elif asked.command == "winners":
-        print(winners(json.loads((KEPT / f"{asked.name}.json").read_text())["trials"]))
+        print(winners(read(asked.name)["trials"]))
     else:
         report()
 
@@ -60,22 +63,37 @@ def main() -> None:
 def add(file: Path, name: str, store: Store) -> None:
     found = json.loads(file.read_text())
     path = KEPT / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"machine": found["machine"], "schedule": None, "runs": []}
-    kept.setdefault("trials", [])
-    known = {run["measured"] for run in kept["runs"] + kept["trials"]}
+    kept = read(name) if path.exists() else {"machine": found["machine"], "schedule": None, "runs": [], "trials": []}
     new = 0
     for result in found["results"]:
         ids = result["artifacts"]
-        if not ids.get("measured") or not result["run"] or ids["measured"][:12] in known:
+        if not ids.get("measured") or not result["run"]:
             continue
-        kept["trials" if "trial" in result["values"] else "runs"].append(taken(result, found["machine"], store))
-        kept["schedule"] = schedule(ids, store)
+        within = kept["trials" if "trial" in result["values"] else "runs"]
+        one = taken(result, found["machine"], store)
+        if any(run["student"] == one["student"] for run in within):
+            continue
+        plan = schedule(ids, store)
+        require_same(kept, within, one, found["machine"], plan, name)
+        within.append(one)
+        kept["schedule"] = plan
         new += 1
     kept["runs"].sort(key=lambda run: (run["method"], run["seed"]))
     kept["trials"].sort(key=lambda run: (run["method"], run["trial"]))
     KEPT.mkdir(exist_ok=True)
     path.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"{path}: {new} new, {len(kept['runs'])} runs and {len(kept['trials'])} trials in all")
+
+
+def require_same(kept: dict, within: list[dict], one: dict, machine: dict, plan: dict, name: str) -> None:
+    """What is compared in one table is of one machine and one schedule, and each method there once for a seed."""
+    for what, here, there in [("machine", machine, kept["machine"]), ("schedule", plan, kept["schedule"])]:
+        if there and here != there:
+            differing = ", ".join(f"{key} {here.get(key)}, not {there.get(key)}" for key in here if here.get(key) != there.get(key))
+            raise SystemExit(f"{name} has another {what} ({differing}): add these under another --name")
+    which = [run for run in within if all(run.get(key) == one.get(key) for key in ("method", "trial", "seed"))]
+    if which:
+        raise SystemExit(f"{name} has another {one.get('trial', one['method'])} of seed {one['seed']}: add these under another --name")
 
 
 def taken(result: dict, machine: dict, store: Store) -> dict:
@@ -130,10 +148,10 @@ def opened(store: Store, id: str) -> Artifact:
 
 def winners(trials: list[dict]) -> str:
     """A sweep file: the best trial of each method on the seeds of the results, and plain training for longer, as there."""
-    settings = {method: run["settings"] for method, run in best(trials).items()}
-    settings |= {
-        f"{BASELINE}_{n}x": settings[BASELINE] | {"stages.student.fit.steps": str(n * 1200)} for n in (2, 5) if BASELINE in settings
-    }
+    won = best(trials)
+    settings = {method: won[method]["settings"] for method in sorted(won, key=lambda m: (m != BASELINE, m))}
+    if plain := won.get(BASELINE):
+        settings |= {f"{BASELINE}_{n}x": plain["settings"] | {"stages.student.fit.steps": str(n * plain["steps"])} for n in (2, 5)}
     methods = {method: "{" + ", ".join(f"{k}: {v}" for k, v in each.items()) + "}" for method, each in settings.items()}
     lines = [
         "# What won in tune_camvid.yaml, for each method and for none alike, on the seeds that are reported and on test. Written by",
@@ -149,8 +167,15 @@ def winners(trials: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def read(name: str) -> dict:
+    path = KEPT / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist; there are {', '.join(sorted(p.stem for p in KEPT.glob('*.json')))}")
+    return {"trials": []} | json.loads(path.read_text())
+
+
 def report() -> None:
-    kept = {path.stem: json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))}
+    kept = {path.stem: read(path.stem) for path in sorted(KEPT.glob("*.json"))}
     sections = []
     for name, each in kept.items():
         sections.append(section(name, each, kept.get(name.removesuffix(TUNED)) if name.endswith(TUNED) else None))

@@ -1,12 +1,12 @@
 """What docs/gauntlet.md says of each set of results: its tables, its plot and the intervals in them (benchmarks/gauntlet.py keeps them)."""
 
+import json
 import math
 import statistics
 
 import numpy as np
 
 BASELINE = "none"
-BESIDE = {"rdd": "pixel", "gskd": "pixel", "text": "pixel"}  # what stands beside a method in the sweep, and is part of what it brings
 # Two-sided 95 % points of Student's t by degrees of freedom.
 T95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
@@ -77,10 +77,12 @@ def run_table(by: dict, before: dict, won: dict) -> str:
     for method, runs in ranked(by):
         pairs = differences(runs, base)
         centre, half = interval(pairs)
-        drives = {d: statistics.mean(r["drives"][d] - base[s]["drives"][d] for s, r in runs.items() if s in base) for d in drives_of(runs)}
+        common = [(run, base[seed]) for seed, run in runs.items() if seed in base]
+        drives = {d: statistics.mean(r["drives"][d] - plain["drives"][d] for r, plain in common) for d in drives_of(runs) if common}
         at_time = equal_time(runs, budgets)
         lines.append(
-            f"| {method} | {len(pairs)} | {mean(runs):.2f} {spread(runs)} | {centre:+.2f} | {bounds(centre, half)} | "
+            f"| {method} | {len(pairs)} | {mean(runs):.2f} {spread(runs)} | "
+            + (f"{centre:+.2f} | {bounds(centre, half)} | " if pairs else "- | - | ")
             + ", ".join(f"{d} {v:+.2f}" for d, v in drives.items())
             + f" | {ms(runs)} | {'-' if at_time is None else f'{at_time:+.2f}'} |"
             + tuned(method, runs, before, won)
@@ -105,10 +107,21 @@ def tuned(method: str, runs: dict, before: dict, won: dict) -> str:
 
 
 def beside(by: dict) -> str:
-    """What methods bring over the one that stands beside them."""
-    found = {m: differences(by[m], by[host]) for m, host in BESIDE.items() if m in by and host in by}
-    told = [f"{m} {interval(pairs)[0]:+.2f} ({bounds(*interval(pairs))})" for m, pairs in found.items() if pairs]
-    return f"Over `pixel`, which stands beside them: {', '.join(told)}." if told else ""
+    """What methods bring over the one that stands beside them with the same settings, and is part of what they bring."""
+    told = []
+    for host, plain in by.items():
+        for method, runs in by.items():
+            pairs = differences({s: run for s, run in runs.items() if s in plain and stands_beside(plain[s], run)}, plain)
+            if pairs:
+                told.append(f"{method} {interval(pairs)[0]:+.2f} ({bounds(*interval(pairs))}) over `{host}`")
+    return f"Over the method that stands beside them: {', '.join(told)}." if told else ""
+
+
+def stands_beside(host: dict, run: dict) -> bool:
+    """Whether all a host does is one of the losses of a run, and everything else is set alike, or belongs to what is added."""
+    alone, all_of = (json.loads(each["settings"].get("stages.student.losses", "[]")) for each in (host, run))
+    more = run["settings"].keys() - host["settings"].keys() - {"stages.student.text"}
+    return len(alone) == 1 < len(all_of) and alone[0] in all_of and not more
 
 
 def best(trials: list[dict]) -> dict[str, dict]:
@@ -174,12 +187,14 @@ def bounds(centre: float, half: float) -> str:
 
 def equal_time(runs: dict, budgets: dict) -> float | None:
     """mIoU over plain training that had as much time, between the budgets that were run; None beyond them."""
-    plain = budgets[BASELINE]
+    if BASELINE not in budgets:
+        return None
     common = set(runs).intersection(*(set(b) for b in budgets.values()))
     if not common:
         return None
     points = sorted((next(iter(b.values()))["steps"], statistics.mean(b[s]["miou"] for s in common)) for b in budgets.values())
-    steps = next(iter(runs.values()))["steps"] * time_of(runs) / time_of(plain)
+    plain = time_of(dict(enumerate(run for budget in budgets.values() for run in budget.values())))  # its step takes the same in all
+    steps = next(iter(runs.values()))["steps"] * time_of(runs) / plain
     if math.isnan(steps):
         return None
     if not points[0][0] <= steps <= points[-1][0]:

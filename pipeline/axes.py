@@ -52,6 +52,8 @@ def read(path: Path, kinds: Mapping[str, str], *, profile_for: Callable[[Path], 
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         name = ".".join((base, *values))
+        if name in {variant.name for variant in variants}:
+            raise BadRecipe(f"{path}: two of its runs would be called {name}: rename a value of an axis")
         laid = [(words, value) for axis, key in chosen.items() for words, value in axes[axis][key].items()]
         overlays = [f"{words}={json.dumps(value)}" for words, value in laid] + [f"name={name}"]
         try:

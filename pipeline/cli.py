@@ -88,9 +88,10 @@ def check(asked: argparse.Namespace, parts: Parts) -> None:
 def plan(asked: argparse.Namespace, parts: Parts) -> None:
     """Shows which stages are kept, which would run, and why."""
     from .plan import last_keys, make
+    from .released import with_committed
 
     store = Store(asked.store)
-    recipe = _with_released(_recipe(asked, parts), store)
+    recipe = with_committed(_recipe(asked, parts), store)
     for step in make(recipe.stages, store, last_keys(store, recipe.name)):
         verb = f"kept  {step.artifact.id[:12]}" if step.artifact else "runs  " + "; ".join(step.why)
         print(f"{step.name:<12} {step.stage.kind:<9} {verb}")
@@ -99,11 +100,12 @@ def plan(asked: argparse.Namespace, parts: Parts) -> None:
 def why(asked: argparse.Namespace, parts: Parts) -> None:
     """Says why a stage would run, field by field, against the last time it was made."""
     from .plan import last_keys, make
+    from .released import with_committed
 
     store = Store(asked.store)
     if asked.recipe is None:
         asked.recipe = Path(finding.begin(store, finding.newest(store))["file"])
-    recipe = _with_released(_recipe(asked, parts), store)
+    recipe = with_committed(_recipe(asked, parts), store)
     if asked.stage not in recipe.stages:
         raise BadRecipe(f"{asked.recipe} has no stage {asked.stage!r}{finding.meant(asked.stage, recipe.stages)}")
     steps = {step.name: step for step in make(recipe.stages, store, last_keys(store, recipe.name))}
@@ -161,12 +163,13 @@ def doctor(asked: argparse.Namespace, parts: Parts) -> int:
 
 
 def _run(recipe: Any, store: Store, asked: argparse.Namespace, parts: Parts) -> int:
+    from .released import with_committed
     from .runner import Runner
     from .show import choose, tell
 
     show = choose()
     began = time.monotonic()
-    recipe = _with_released(recipe, store)
+    recipe = with_committed(recipe, store)
     runner = Runner(store, parts.kinds, show, wait=not asked.no_wait, machine=parts.machine)
     with runner.held:
         try:
@@ -258,13 +261,6 @@ def _recipe(asked: argparse.Namespace, parts: Parts) -> Any:
     from .recipe import read
 
     return read(asked.recipe, parts.kinds, profile=profile_for(asked, parts, asked.recipe), sets=asked.set)
-
-
-def _with_released(recipe: Any, store: Store) -> Any:
-    """The recipe whose stages know the committed baseline, where they speak of it."""
-    from . import released
-
-    return replace(recipe, stages=released.known(recipe.stages, released.place(recipe.path, recipe.name, recipe.profile), store))
 
 
 def profile_for(asked: argparse.Namespace, parts: Parts, file: Path) -> str:

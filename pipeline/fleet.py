@@ -5,6 +5,7 @@ the same command. Each runs in a process of its own, which writes to a log and d
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from . import finding, fsops, limits
 from .errors import JUDGED, BadRecipe, GateFailed, Stopped, Undecided
 from .plan import make
 from .problems import meant_or_listed, visible
-from .show import plain
+from .show import plain, tell
 from .store import Store
 
 LOOK = 0.2  # seconds between two looks at the processes
@@ -35,12 +36,12 @@ def sweep(asked: argparse.Namespace, parts: Any) -> int:
     Store(asked.store, asked.allow_network_fs).prepare()
     folder = asked.out / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{chosen.name}: {len(chosen.variants)} runs, {asked.jobs} at a time; logs in {folder}")
+    tell(f"{chosen.name}: {len(chosen.variants)} runs, {asked.jobs} at a time; logs in {folder}")
     results = Results(chosen, Store(asked.store), parts.machine(), folder)
     try:
         done = Fleet(chosen.variants, folder, asked, parts, results).run()
     finally:  # stopped, too: the table then tells what there is so far
-        print(results.write())
+        tell(results.write())
     failed = [variant.name for variant in chosen.variants if done[variant.name] not in JUDGED]
     if not failed:
         results.require_figures()
@@ -95,7 +96,7 @@ class Fleet:
                 self.ended[name] = code = process.exitcode
                 self.results.ended(variant, code)  # before it is said
                 how = {0: "done", GateFailed.code: "done, gate failed", Undecided.code: "done, gate undecided"}.get(code, f"exit {code}")
-                print(f"  [{len(self.ended)}/{len(self.variants)}] {name}: {how}, {time.monotonic() - began:.0f} s", flush=True)
+                tell(f"  [{len(self.ended)}/{len(self.variants)}] {name}: {how}, {time.monotonic() - began:.0f} s")
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """Passed on: the first asks every run to save its state, the second ends them."""
@@ -131,18 +132,24 @@ class Results:
 
     def __init__(self, chosen: Any, store: Store, machine: Any, folder: Path):
         self.chosen, self.store, self.machine, self.folder = chosen, store, machine, folder
-        self.found = {variant.name: _result(variant, None, store) for variant in chosen.variants}
+        self.found = {variant.name: _before(variant, store) for variant in chosen.variants}
+        self.earlier = {variant.name: store.runs(variant.name) for variant in chosen.variants}
         self.told = False
 
     def ended(self, variant: Any, code: int) -> None:
-        self.found[variant.name] = _result(variant, code, self.store)
+        """Of a run that ended before it had a journal only what was there before is told."""
+        new = [run for run in self.store.runs(variant.name) if run not in self.earlier[variant.name]]
+        self.found[variant.name] = (
+            _told(variant, new[-1], finding.stages(self.store, new[-1]), self.store) if new else _before(variant, self.store)
+        ) | {"exit": code}
         self.write()
         if code in JUDGED and not self.told:
             self.told = True
             for path in self.chosen.figures:
                 if path not in (known := self.found[variant.name]["figures"]):
                     said = f"{variant.name} has no figure {path}{meant_or_listed(path, sorted(known))}"
-                    print(f"  {plain(said)} (the others run on: corrected, the same command keeps them)", file=sys.stderr, flush=True)
+                    with contextlib.suppress(BrokenPipeError):
+                        print(f"  {plain(said)} (the others run on: corrected, the same command keeps them)", file=sys.stderr, flush=True)
 
     def write(self) -> str:
         """Each file whole at every instant; the table is returned, too."""
@@ -163,11 +170,21 @@ class Results:
             raise BadRecipe(f"no run has a figure {visible(unknown[0])}{meant_or_listed(unknown[0], sorted(known))}")
 
 
-def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:
+def _before(variant: Any, store: Store) -> dict[str, Any]:
+    """What earlier sweeps made of a variant as it is now, by its keys, and the newest run with just that: settings may have changed."""
+    from .released import with_committed
+
+    steps = make(with_committed(variant.recipe, store).stages, store)
+    stages = {step.name: {"id": step.artifact.id, "key": step.key} for step in steps if step.artifact}
+    ids = {name: entry["id"] for name, entry in stages.items()}
+    same = (r for r in reversed(store.runs(variant.name)) if ids == {name: entry["id"] for name, entry in finding.stages(store, r).items()})
+    run = next(same, None) if ids else None
+    return _told(variant, run, stages, store)
+
+
+def _told(variant: Any, run: str | None, stages: dict[str, dict[str, Any]], store: Store) -> dict[str, Any]:
     from .report import figures
 
-    run = next(reversed(store.runs(variant.name)), None)
-    run, stages = _before(variant, store) if run and code is None else (run, finding.stages(store, run) if run else {})
     found = figures(store, stages)
     for name, entry in stages.items():
         if artifact := store.find(entry["key"], name):
@@ -175,20 +192,10 @@ def _result(variant: Any, code: int | None, store: Store) -> dict[str, Any]:
     return {
         "values": variant.values,
         "run": run,
-        "exit": code,
+        "exit": None,
         "artifacts": {name: entry["id"] for name, entry in stages.items()},
         "figures": found,
     }
-
-
-def _before(variant: Any, store: Store) -> tuple[str | None, dict[str, dict[str, Any]]]:
-    """What earlier sweeps made of a variant as it is now, by its keys, and the newest run with just that: settings may have changed."""
-    stages = {step.name: {"id": step.artifact.id, "key": step.key} for step in make(variant.recipe.stages, store) if step.artifact}
-    ids = {name: entry["id"] for name, entry in stages.items()}
-    for run in reversed(store.runs(variant.name)):
-        if ids == {name: entry["id"] for name, entry in finding.stages(store, run).items()}:
-            return run, stages
-    return None, stages
 
 
 def _cell(text: str) -> str:

@@ -7,12 +7,13 @@ hand them on. Stages that speak of `released` get both; what is in the file is t
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from .artifact import Artifact
 from .keys import digest
+from .recipe import Recipe
 from .stage import Stage
 from .store import Damaged, Store
 
@@ -94,6 +95,11 @@ def read(file: Path, store: Store) -> Released:
 
 def with_artifacts(name: str, content: dict[str, Any], store: Store) -> Released:
     return Released(name, content, "", {id: found for id in content["artifacts"] if (found := _held(store, id))})
+
+
+def with_committed(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe whose stages know the committed baseline, where they speak of it."""
+    return replace(recipe, stages=known(recipe.stages, place(recipe.path, recipe.name, recipe.profile), store))
 
 
 def known(stages: Mapping[str, Stage], file: Path, store: Store) -> dict[str, Stage]:

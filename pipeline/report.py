@@ -1,5 +1,6 @@
 """What a run leaves for people and for CI: OUT/<run>/page.html, page.json, a copy of each bundle; of a gate junit.xml and summary.md."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -112,11 +113,12 @@ def versions() -> dict[str, str]:
 
 
 def figures(store: Store, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Every number and flag in the facts of a run's artifacts, by dotted path."""
+    """Every number and flag in the facts of a run's artifacts, by dotted path; of a damaged one nothing is told."""
     found: dict[str, Any] = {}
     for name, entry in stages.items():
         if entry["id"]:
-            _leaves(store.manifest(entry["id"])["facts"], name, found)
+            with contextlib.suppress(Damaged):
+                _leaves(store.manifest(entry["id"])["facts"], name, found)
     return found
 
 

@@ -142,3 +142,9 @@ def test_a_round_is_the_products_own_between_fresh_processes_and_the_wait_shows(
     assert all(child.process.returncode is not None for child in children) and len(found["order"]) == 5
     assert all(len(found[key][side]) == 5 for key in calibration.CHANNELS.values() for side in pairs.SIDES)
     assert 1.5 < math.exp(pairs.ratios([found], "image_cpu_ms")[0]) < 2.7
+
+
+def test_rounds_beside_another_program_are_not_kept_as_quiet_ones(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gate_calibration.py", "run", "--load-runs"])
+    with pytest.raises(SystemExit, match="--load N"):
+        calibration.main()

@@ -37,7 +37,15 @@ def test_the_plot_has_a_dot_for_each_seed_and_a_line_for_each_interval():
 
 def trial(name, miou, **settings):
     given = {f"stages.student.{path}": json.dumps(value) for path, value in settings.items()}
-    return {"method": name.partition("_")[0], "trial": name, "miou": miou, "settings": given, "seed": 101, "drives": {"0006R0": miou}}
+    return {
+        "method": name.partition("_")[0],
+        "trial": name,
+        "miou": miou,
+        "settings": given,
+        "seed": 101,
+        "drives": {"0006R0": miou},
+        "steps": 1200,
+    }
 
 
 PIXEL = [{"kind": "pixel", "weight": 3.0}]
@@ -93,9 +101,20 @@ def test_tuned_results_stand_beside_those_of_the_defaults():
     assert "no setting was tuned" in plain and "untuned" not in plain and "Trials" not in plain
 
 
-def test_a_method_is_also_held_against_what_stands_beside_it():
-    by = gauntlet_page.grouped([*results_of("pixel", 29.0, 31.0), *results_of("gskd", 30.0, 33.0)])
-    assert gauntlet_page.beside(by) == "Over `pixel`, which stands beside them: gskd +1.50 (-4.85 .. +7.85)."
+def test_a_method_is_also_held_against_what_stands_beside_it_with_the_same_settings():
+    pixel, task = {"kind": "pixel"}, {"kind": "rdd"}
+    plain, gskd = results_of("pixel", 29.0, 31.0, losses=[pixel]), results_of("gskd", 30.0, 33.0, losses=[pixel, {"kind": "gskd"}])
+    rdd = results_of("rdd", 30.0, 33.0, losses=[pixel, {"kind": "kt"}], task=task)
+    alone = results_of("none", 28.0, 28.0)
+    told = gauntlet_page.beside(gauntlet_page.grouped([*plain, *gskd, *rdd, *alone]))
+    assert told == "Over the method that stands beside them: gskd +1.50 (-4.85 .. +7.85) over `pixel`."
+    other = results_of("pixel", 29.0, 31.0, losses=PIXEL)
+    assert gauntlet_page.beside(gauntlet_page.grouped([*other, *gskd])) == "", "a pixel of another weight is not what stands beside it"
+
+
+def test_a_report_can_be_written_before_plain_training_has_ended():
+    page = gauntlet_page.section("x", kept(results_of("pixel", 29.0, 31.5, losses=PIXEL)))
+    assert "| pixel | 0 | 30.25 ± 1.77 | - | - |  | 100 | - |" in page
 
 
 def test_the_winners_are_a_sweep_that_can_be_run(tmp_path):
@@ -134,6 +153,13 @@ def test_what_is_kept_of_a_trial_holds_its_settings_and_no_path_of_the_machine(t
     monkeypatch.setattr(gauntlet, "KEPT", tmp_path / "kept")
     for _ in range(2):  # again, it changes nothing
         gauntlet.add(tmp_path / "results.json", "x-tuned", store)
+    other = {"machine": {"gpus": [], "cpu": "B"}, "results": [result | {"artifacts": ids | {"student": "data"}}]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match=r"x-tuned has another machine .cpu B, not None.: add these under another --name"):
+        gauntlet.add(tmp_path / "other.json", "x-tuned", store)
+    (tmp_path / "other.json").write_text(json.dumps(other | {"machine": {"gpus": []}}))
+    with pytest.raises(SystemExit, match="x-tuned has another cwd_low of seed 101"):
+        gauntlet.add(tmp_path / "other.json", "x-tuned", store)
     written = (tmp_path / "kept/x-tuned.json").read_text()
     (one,), none = json.loads(written)["trials"], json.loads(written)["runs"]
     assert (one["method"], one["trial"], one["seed"], one["miou"], one["drives"]) == ("cwd", "cwd_low", 101, 75.0, {"0006R0": 75.0})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import cli, finding, report
+from pipeline import axes, cli, finding, fleet, report
 from pipeline.plan import _unsettled, make
 from pipeline.recipe import read
 from pipeline.runner import Runner
@@ -257,3 +258,37 @@ def test_code_for_another_machine_is_not_pulled_and_unknown_words_are_told(place
     place.edit("  judge: {kind: judge, of: sum, at_most: 10, against: released}\n", "")
     place.run()
     assert "toy-2 has no verdict" in place.call("gate", code=2)
+
+
+def test_the_first_table_of_a_sweep_tells_verdicts_against_the_baseline_that_earlier_sweeps_made(place):
+    grid = place.folder / "grid.yaml"
+    grid.write_text("recipe: toy.yaml\naxes: {times: {a: {stages.sum.times: 1.0}}}\n")
+    place.call("sweep", grid)
+    place.call("gate", "toy.a-1", "--accept")
+    place.call("sweep", grid)
+    chosen = axes.read(grid, place.parts.kinds, profile_for=lambda _: "none", sets=[])
+    (told,) = fleet.Results(chosen, Store(place.folder / ".stillhouse"), {}, place.folder).found.values()
+    assert told["run"] == "toy.a-2" and told["artifacts"].keys() == {"one", "sum", "judge"}
+
+
+def test_a_run_that_ended_before_it_had_a_journal_gets_no_figures_of_other_settings(place):
+    grid = place.folder / "grid.yaml"
+    text = "recipe: toy.yaml\naxes: {times: {a: {stages.sum.times: 1.0}}}\nfigures: [sum.value]\n"
+    grid.write_text(text)
+    place.call("sweep", grid)
+    grid.write_text(text.replace("1.0", "2.0"))
+    chosen, store = axes.read(grid, place.parts.kinds, profile_for=lambda _: "none", sets=[]), Store(place.folder / ".stillhouse")
+    results = fleet.Results(chosen, store, {}, place.folder)
+    results.ended(chosen.variants[0], -2)
+    (told,) = results.found.values()
+    assert told["exit"] == -2 and told["run"] is None and told["artifacts"].keys() == {"one"} and "sum.value" not in told["figures"]
+
+
+def test_of_a_damaged_artifact_no_figure_is_told(place):
+    place.run(code=4)
+    store = Store(place.folder / ".stillhouse")
+    stages = finding.stages(store, "toy-1")
+    assert report.figures(store, stages)["sum.value"] == 3
+    shutil.rmtree(store.folder(stages["sum"]["id"]))
+    found = report.figures(store, stages)
+    assert "one.value" in found and "sum.value" not in found

@@ -125,6 +125,14 @@ def test_killed_it_leaves_the_table_of_the_runs_that_ended_and_nothing_of_earlie
     assert [r["figures"]["far.value"] for r in results(place)] == [4, 3], "the second was made before, with these settings"
 
 
+def test_a_reader_who_goes_away_ends_no_run(place):
+    process = place.start("sweep", "grid.yaml", "--profile", "none")
+    process.stdout.close()
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert [r["exit"] for r in results(place)] == [0, 0, 3, 3]
+
+
 def test_a_figure_that_a_run_does_not_give_is_told_after_the_first_and_the_table_is_there_all_the_same(place):
     (place.folder / "grid.yaml").write_text(SWEEP.replace("sum.value", "sum.valu"))
     process = place.start("sweep", "grid.yaml", "--profile", "none")
@@ -147,6 +155,10 @@ def test_a_figure_that_a_run_does_not_give_is_told_after_the_first_and_the_table
         (SWEEP.replace("one: {stages.sum", "One: {stages.sum"), "axes.times.One is no name"),
         (SWEEP.replace("stages.sum.times: 2.0", "stages.sum.time: 2.0"), "times: two, second: 5"),
         (SWEEP.replace("toy.yaml", "toi.yaml"), "toi.yaml"),
+        (
+            SWEEP.replace("{5:", "{one.5: {}, 5:").replace("two: {stages.sum", "one.one: {stages.sum"),
+            "two of its runs would be called toy.one.one.5",
+        ),
         (SWEEP.replace("sum.value", "summ.value"), "grid.yaml:6:11  figures.0: there is no stage summ; did you mean sum?"),
         (SWEEP.replace("sum.value", "sum"), "figures.0: write what of sum is meant behind a dot, such as sum.value"),
         (SWEEP.replace("stages.two.value: 5", "name: x"), "a sweep names its runs itself"),

@@ -6,7 +6,7 @@
 
 Rounds are the product's own (stages/measure/pairs.py), and are measured until pairs are decided. Each is one line of
 benchmarks/gates/<machine>.jsonl with its raw times: the same command goes on where it was stopped, and a report judges them anew.
-The work that is added is a busy-wait of processor time after every run of the candidate. --load starts processes that only compute;
+The work that is added is an idle loop before every run of the candidate. --load starts processes that only compute;
 with --load-runs it starts none, for what computes beside it runs already: a training, say.
 """
 
@@ -44,6 +44,7 @@ SEEN = ("seconds", "waited", "throttled", "stolen", "running")  # of what was se
 DOCS = ROOT / "docs/gates.md"
 MARKS = "<!-- calibration -->", "<!-- /calibration -->"  # what a report writes stands between them
 PART = 2500  # rounds in a packed file
+FIRST, STEPS = 5, 20_000  # runs of an image that tell how long it takes, and the idle work it is held against
 DRAWS = 400  # gates behind a point of a curve
 
 
@@ -166,16 +167,35 @@ def started(model: Artifact, common: dict[str, Any], work: Path) -> latency.Chil
 
 
 def working_on(call: Any, share: float) -> Any:
-    """The same and a busy-wait for that share of the processor time it took."""
+    """The same after as much idle work as takes that share of its processor time, told by its first runs, which only warm up.
+
+    Work, and not a look at the clock until the time is over: reading that clock costs microseconds less where it was just read, and
+    what times a run reads it, too.
+    """
+    seen: list[float] = []
+    steps = 0
 
     def slowed() -> None:
-        start = time.process_time()
+        nonlocal steps
+        if len(seen) < FIRST:
+            seen.append(used(call) / used(lambda: idle(STEPS)))
+            steps = round(share * median(seen) * STEPS)
+            return
+        idle(steps)
         call()
-        ends = start + (1 + share) * (time.process_time() - start)
-        while time.process_time() < ends:
-            pass
 
     return slowed
+
+
+def used(call: Any) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def idle(steps: int) -> None:
+    for _ in range(steps):
+        pass
 
 
 @contextmanager
@@ -215,6 +235,7 @@ def table(header: dict[str, Any], done: dict[Kind, list[list[dict]]]) -> list[st
         "more work",
         "load",
         "clock",
+        "slower",
         "gates",
         "pass",
         "fail",
@@ -236,10 +257,19 @@ def row(kind: Kind, channel: str, gates: list[list[dict]]) -> str:
     share = "-"  # between nothing and the tolerance neither verdict is wrong
     if conclusive and (kind.slower == 0 or kind.slower >= TOLERANCE):
         share = f"{wrong} of {conclusive} (below {most_likely(conclusive, wrong):.2%})"
+    slower = math.expm1(float(np.mean([ratio for gate in gates for ratio in pairs.ratios(gate, CHANNELS[channel])])))
     spread = median(float(np.std(pairs.ratios(gate, CHANNELS[channel]), ddof=1)) for gate in gates)
     milliseconds = median(t for gate in gates for one in gate for t in one[CHANNELS[channel]]["baseline"])
     seconds = median(sum(one["seen"]["seconds"] for one in gate) for gate in gates)
-    words = [f"{kind.slower:.0%}", kind.load, channel, len(gates), *(counted[word] for word in ("pass", "fail", "inconclusive")), share]
+    words = [
+        f"{kind.slower:.0%}",
+        kind.load,
+        channel,
+        f"{slower:+.1%}",
+        len(gates),
+        *(counted[word] for word in ("pass", "fail", "inconclusive")),
+        share,
+    ]
     words += [f"{np.mean([len(gate) for gate in gates]):.1f}", f"{spread:.2%}", f"{milliseconds:.2f}", f"{seconds:.0f}"]
     return f"| {' | '.join(map(str, words))} |"
 

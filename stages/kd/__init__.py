@@ -46,8 +46,16 @@ class Method(Row):
         """The shared maps its module will ask the Step for, e.g. {("kl", 4.0)}, so that none is computed twice."""
         return set()
 
+    def reads(self) -> set[str]:
+        """The taps it asks both networks for (the student alone where it needs no teacher), beyond `logits`, which every network has.
+
+        Our own networks have `head` and `c1` to `c4` as well; what an hf network has shows only when it is built. `aux` is not among them:
+        a method does without, or `needs` it.
+        """
+        return set()
+
     def needs(self) -> list[Need]:
-        """Beyond `logits`, `head` and `c1` to `c4`, which every network has."""
+        """Taps that a network has or lacks by its settings, so that `check` can tell."""
         return []
 
     def misfits(self, classes: int | None) -> list[tuple[tuple, str]]:

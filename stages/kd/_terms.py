@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadRecipe
-from stages.kd import Loss, Pair, Task
+from stages.kd import Loss, Method, Pair, Task
 from stages.kd._step import Step
 
 
@@ -18,6 +18,8 @@ class Terms(nn.Module):
         rows = (task, *losses)
         if wrong := [f"{row.kind}.{'.'.join(path)}: {text}" for row in rows for path, text in row.misfits(pair.classes)]:
             raise BadRecipe("; ".join(wrong))
+        if lacking := [text for row in rows for text in _lacking(row, pair)]:
+            raise BadRecipe("; ".join(lacking))
         self.maps = frozenset().union(*(row.maps() for row in rows))
         self.when = [None, *(row.when for row in losses)]
         kinds = [row.kind for row in rows]
@@ -48,3 +50,13 @@ class Terms(nn.Module):
                 if when is None:
                     task.add(name)
         return terms, task
+
+
+def _lacking(row: Method, pair: Pair) -> list[str]:
+    """The taps that a method would ask a network for in vain: what an hf network has shows only once it is built."""
+    nets = {"student": pair.student} | ({"teacher": pair.teacher} if row.needs_teacher else {})
+    return [
+        f"{row.kind} needs {tap} of the {net}, which has {', '.join(taps)}: take a method that reads one of these, or another network"
+        for net, taps in nets.items()
+        for tap in sorted(row.reads() - taps.keys())
+    ]

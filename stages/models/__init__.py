@@ -1,7 +1,8 @@
 """Networks that teach or learn: one row per architecture, and the contract that makes them interchangeable.
 
 A built network takes RGB images, float32 0..255, (B, 3, H, W), normalises them itself and returns a dict of maps (B, C, h, w):
-`logits` before enlarging, `head` (what the last classifier sees), `c1`..`c4` (the pyramid, fine to coarse), `aux` where there is one.
+`logits` before enlarging, `head` (what the last classifier sees), `c1`..`c4` (the pyramid, fine to coarse), `aux` where there is one; of
+these an `hf` network has as many as are found in it.
 It carries `align_corners` (how logits are enlarged), `widths` and `strides` (channels and input pixels per cell of each map).
 """
 
@@ -37,7 +38,10 @@ class Model(Row):
     )
 
     def taps(self) -> set[str]:
-        """The maps it returns, as far as settings tell: a recipe is checked against them before anything runs."""
+        """The maps it returns, as far as settings tell: a recipe is checked against them before anything runs.
+
+        An hf network may lack `head` and levels of the pyramid, which shows when it is built: see stages/kd/_terms.py.
+        """
         return {"logits", "head", *LEVELS} | ({"aux"} if self.aux else set())
 
     def build(self, classes: int) -> "nn.Module":

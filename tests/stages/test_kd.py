@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels.upsample_ce_kl as operation
+from pipeline.errors import BadRecipe
 from stages import group
 from stages.kd import TABLE, Pair, When
 from stages.kd import _step as steps
@@ -427,3 +428,39 @@ def test_building_the_losses_leaves_the_random_generator_as_it_was():
     torch.manual_seed(4)
     Terms(row_of({"kind": "ce"}), [row_of({"kind": n}) for n in TABLE.rows(role="loss")], pair(), 11)
     assert torch.equal(torch.rand(3), expected)
+
+
+class Opened(dict):
+    """Taps that note which of them were asked for."""
+
+    def __init__(self, taps):
+        super().__init__(taps)
+        self.asked = set()
+
+    def __getitem__(self, tap):
+        self.asked.add(tap)
+        return super().__getitem__(tap)
+
+
+@pytest.mark.parametrize("settings", VARIED, ids=str)
+def test_a_method_reads_the_taps_it_names_beyond_those_it_can_do_without(settings):
+    row, module = built(settings)
+    student, teacher = (Opened(net) for net in both())
+    step = step_for(row, student, None)
+    step.teacher = teacher
+    module(step)
+    assert [net.asked - {"logits", "aux"} for net in (student, teacher)] == [row.reads(), row.reads() if row.needs_teacher else set()]
+
+
+@pytest.mark.parametrize(
+    "settings, net, said",
+    [
+        ({"kind": "mgd"}, "student", "mgd needs c4 of the student, which has logits, head, c1, c2, c3: take a method that reads"),
+        ({"kind": "heteroakd"}, "teacher", "heteroakd needs c4 of the teacher, which has logits, head, c1, c2, c3: take"),
+    ],
+)
+def test_a_network_without_a_tap_that_a_method_reads_is_refused_before_the_first_step(settings, net, said):
+    nets = {"student": TEACHER, "teacher": TEACHER}
+    nets[net] = {tap: width for tap, width in TEACHER.items() if tap not in ("c4", "aux")}
+    with pytest.raises(BadRecipe, match=said):
+        Terms(row_of({"kind": "ce"}), [row_of(settings), row_of({"kind": "cwd"})], Pair(nets["student"], nets["teacher"], C), 0)

@@ -33,6 +33,9 @@ class Afdcd(Loss):
         None, ge=1, description="Channels between the generator's four convolutions; null takes the teacher's width."
     )
 
+    def reads(self):
+        return {"c4"}
+
     def build(self, pair):
         from .loss import DenseContrast
 

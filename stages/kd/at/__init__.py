@@ -22,6 +22,9 @@ class AttentionTransfer(Loss):
 
     weight: float = Field(10000.0, gt=0, description="Factor of the mean squared difference, which is below 2 / pixels.")
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import Attention
 

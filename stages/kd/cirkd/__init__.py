@@ -42,6 +42,9 @@ class Cirkd(Loss):
             raise ValueError("weight, pixel_weight and region_weight are all 0, so that nothing is left of cirkd: raise one or remove it")
         return self
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import CrossImage
 

@@ -36,6 +36,9 @@ class Cwd(Loss):
             return given  # pydantic will say what is wrong
         return {"weight": USUAL[given.get("at", "logits")]} | given
 
+    def reads(self):
+        return {self.at} - {"logits"}
+
     def build(self, pair):
         from .loss import ChannelWise
 

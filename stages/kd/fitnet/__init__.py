@@ -21,6 +21,9 @@ class FitNet(Loss):
 
     weight: float = Field(10.0, gt=0, description="Factor of the mean squared difference; 1 to 10 is usual.")
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import Hints
 

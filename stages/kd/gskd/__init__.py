@@ -60,6 +60,9 @@ class Gskd(Loss):
         most = f"of {sampled} classes, {self.per_class} of each, there are {points} at most"
         return [(("group",), f"{self.group} needs {2 * self.group} points of an image, and {most}: lower group, or raise per_class")]
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import Structure
 

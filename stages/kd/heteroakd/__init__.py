@@ -60,6 +60,9 @@ class Heteroakd(Loss):
             )
         return self
 
+    def reads(self):
+        return {"c4"}
+
     def build(self, pair):
         from .loss import HeteroAKD
 

@@ -27,6 +27,9 @@ class Ifvd(Loss):
 
     weight: float = Field(20.0, gt=0, description="Factor of the mean squared difference of cosines to the class centres.")
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import Variation
 

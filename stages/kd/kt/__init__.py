@@ -50,6 +50,9 @@ class Kt(Loss):
             raise ValueError(f"the weights {', '.join(TERMS)} are all 0, so that nothing is left of kt: give one a weight or remove it")
         return self
 
+    def reads(self):
+        return {"head"} if self.feature or self.contrast else set()
+
     def build(self, pair):
         from .loss import KnowledgeTailoring
 

@@ -24,6 +24,9 @@ class Mgd(Loss):
     mask: float = Field(0.75, ge=0, lt=1, description="Share of the pixels that are hidden from the generator.")
     hidden: int | None = Field(None, ge=1, description="Channels between its two convolutions; null takes the teacher's width.")
 
+    def reads(self):
+        return {"c4"}
+
     def build(self, pair):
         from .loss import Masked
 

@@ -26,6 +26,9 @@ class Skd(Loss):
 
     weight: float = Field(10.0, gt=0, description="Factor of the mean squared difference of the cosines of pairs.")
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import PairWise
 

@@ -60,6 +60,9 @@ class Text(Loss):
             )
         return self
 
+    def reads(self):
+        return {"head"}
+
     def build(self, pair):
         from .loss import TextDistillation
 

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.models import freeze_idle
 from stages.observed import SMALLEST, Codes, calibrated, flow
 
 TAKES = (nn.Conv2d, nn.Linear)  # exactly these: what is derived from them may treat its weights otherwise
@@ -71,7 +72,9 @@ def fake_quantised(folded: nn.Module, images: Iterable[Tensor], form: Form, left
             parent, _, own = name.rpartition(".")
             output = Rounding(form.codes, *found[name, "output"]) if name in leaving else None
             setattr(net.get_submodule(parent), own, Quantised(layers[name], inputs, output))
-    return FakeQuantised(net)
+    made = FakeQuantised(net)
+    freeze_idle(made, lambda: made(images[0]))
+    return made
 
 
 def takes(part: nn.Module) -> bool:

@@ -6,6 +6,7 @@ these an `hf` network has as many as are found in it.
 It carries `align_corners` (how logits are enlarged), `widths` and `strides` (channels and input pixels per cell of each map).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -76,6 +77,29 @@ def evaluated(module: "nn.Module") -> "nn.Module":
     import copy
 
     return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def freeze_idle(module: "nn.Module", forward: "Callable[[], dict[str, Tensor]]") -> "dict[str, Tensor]":
+    """What `forward` gives; weights that its logits do not depend on ask for no gradient from then on.
+
+    None would ever come, and several processes wait for each that is asked for. Only the graph is looked at: there is no backward, and
+    nothing is kept for one.
+    """
+    import torch
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: None, lambda x: None):
+        taps = forward()
+    seen, nodes = set(), [taps["logits"].grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+    reached = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    for parameter in module.parameters():
+        if id(parameter) not in reached:
+            parameter.requires_grad_(False)
+    return taps
 
 
 def row_of(checkpoint: Artifact) -> Model:

@@ -9,6 +9,7 @@ from pipeline.errors import BadData, BadRecipe, Refused
 
 transformers = pytest.importorskip("transformers", reason="the hf row needs transformers")
 
+from stages.fakequant import RUNTIMES, fake_quantised  # noqa: E402
 from stages.models.hf import HuggingFace  # noqa: E402
 
 SEGFORMER = {
@@ -203,3 +204,30 @@ def test_an_auxiliary_head_of_ours_is_no_part_of_published_weights(tmp_path):
         row.load(row.build(5), tmp_path)
     fresh = row.load(row.build(5), tmp_path, init=True)
     assert len(fresh) == 8 and all(key.startswith("aux_classifier.") for key in fresh)
+
+
+IDLE = {
+    "upernet": "net.auxiliary_head.",
+    "mobilenet_v2": "net.mobilenet_v2.conv_1x1.",
+}  # what transformers computes, or builds, for nothing
+
+
+@pytest.mark.parametrize("settings", [SEGFORMER, UPERNET, MOBILENET | {"tf_padding": False}], ids=lambda s: s["model_type"])
+@pytest.mark.parametrize("rounded", [False, True], ids=["as it is", "with rounding in it"])
+def test_exactly_the_weights_that_a_gradient_of_the_logits_reaches_ask_for_one(settings, rounded):
+    """Several processes would wait for the others."""
+    row = HuggingFace(kind="hf", settings=settings, aux=True)
+    with torch.no_grad():  # whoever builds it
+        model = row.build(5)
+    assert not any(value.any() for name, value in model.named_buffers() if name.endswith("running_mean"))  # looking moves no averages
+    assert all(p.requires_grad for p in model.aux_classifier.parameters())  # ours
+    if rounded:
+        model = fake_quantised(row.folded(model), [image()], RUNTIMES["tensorrt"], row.aux_keys)
+    asking = {name for name, p in model.named_parameters() if p.requires_grad and "aux_classifier." not in name}
+    for p in model.parameters():
+        p.requires_grad_(True)
+    model.eval()(image())["logits"].square().mean().backward()
+    assert asking == {name for name, p in model.named_parameters() if p.grad is not None}
+    idle = {name for name, p in model.named_parameters() if p.grad is None and "aux_classifier." not in name}
+    part = IDLE.get(settings["model_type"])
+    assert bool(idle) == bool(part) and all(part in name for name in idle)

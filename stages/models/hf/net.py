@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadData, BadRecipe, Missing, Stillhouse
 from stages.bounds import bounded, wants_memory
-from stages.models import require_multiple
+from stages.models import freeze_idle, require_multiple
 from stages.models._fcn import fcn
 from stages.weights import headers, load_into, mismatch, read_safetensors, spoken
 
@@ -35,7 +35,7 @@ class HfNet(nn.Module):
         classifier = last_classifier(self.net, image, classes)
         if classifier is not None:
             classifier.register_forward_pre_hook(self.remember)  # a bound method follows the module through deepcopy (EMA)
-        taps = dry(self.net, lambda: self.taps(image))
+        taps = freeze_idle(self.net, lambda: dry(self.net, lambda: self.taps(image)))
         self.widths = {name: x.shape[1] for name, x in taps.items()}
         self.strides = {name: side // x.shape[2] for name, x in taps.items()}
         if aux:
@@ -163,7 +163,8 @@ def last_classifier(net: nn.Module, image: Tensor, classes: int) -> nn.Module | 
     calls = []
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
     hooks = [m.register_forward_hook(lambda m, args, out: calls.append((m, out))) for m in convs]
-    logits = dry(net, lambda: net(pixel_values=image).logits)
+    with torch.no_grad():
+        logits = dry(net, lambda: net(pixel_values=image).logits)
     for hook in hooks:
         hook.remove()
     return next((m for m, out in calls if same(out, logits)), None)
@@ -185,10 +186,10 @@ def pyramid(states: tuple, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def dry(net: nn.Module, forward):
-    """One forward that leaves no trace: eval mode, no gradients, the random state as it was."""
+    """One forward that leaves no trace: eval mode, the random state as it was."""
     training = net.training
     net.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         out = forward()
     net.train(training)
     return out

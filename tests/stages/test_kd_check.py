@@ -73,6 +73,10 @@ CASES = {
         "teacher: teacher\nlosses: [|{kind: cirkd, weight: 0, pixel_weight: 0, region_weight: 0}]",
         "losses.0: weight, pixel_weight and region_weight are all 0, so that nothing is left of cirkd: raise one or remove it",
     ),
+    "names that nobody is taught by": (
+        "teacher: teacher\ntext: words\nlosses: [|{kind: text, channel_weight: 0, region_weight: 0}]",
+        "losses.0: channel_weight and region_weight are both 0, so that nothing is learnt from the teacher: raise one or remove it",
+    ),
     "weights for fewer classes than the data has": (
         "teacher: teacher\ntask: {kind: rdd, class_weights: |[1.0, 2.0]}",
         "task.class_weights: holds 2 numbers and the data 12 classes: give one for each",

@@ -51,6 +51,14 @@ class Text(Loss):
     ramp: float = Field(0.025, ge=0, le=1, description="Fraction of the steps after that over which the other terms grow to full.")
 
     @model_validator(mode="after")
+    def something(self) -> Self:
+        if not (self.channel_weight or self.region_weight):
+            raise ValueError(
+                "channel_weight and region_weight are both 0, so that nothing is learnt from the teacher: raise one or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def in_time(self) -> Self:
         begins = self.when.start + self.warmup
         if begins >= self.when.end or begins + self.ramp > self.when.end:

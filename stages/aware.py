@@ -19,7 +19,7 @@ from stages.kd.ce import Ce
 from stages.kd.pixel import Pixel
 from stages.models import Model
 from stages.quantize import unsuited
-from stages.train import class_count, coarser, unmet
+from stages.train import class_count, coarser, unmet, unread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ SLACK = 3.0  # less so many times the share on which that network differs from i
 class Aware(Stage):
     kind: Literal["aware"]
     makes: ClassVar[str] = "OnnxModel"
+    version: ClassVar[int] = 2
 
     data: Dataset
     checkpoint: Annotated[str, Takes(("Checkpoint",)), Field(description="The stage whose trained network is brought to INT8.")]
@@ -72,9 +73,11 @@ class Aware(Stage):
             found.append((("data",), advice))
         elif size:
             found += [(("fit", *path), text) for path, text in self.fit.misfits(tuple(size), *coarser(student, teacher))]
-        for where, method in [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]:
+        student = student.model_copy(update={"aux": False})  # an auxiliary head stays as it is here, and has no loss
+        places = [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]
+        for where, method in places:
             found += unmet(where, method, student, teacher, self.text, class_count(earlier.get(self.data)))
-        return found
+        return found + unread(self.text, [method for _, method in places])
 
     def unsuited(self, engine: str) -> str | None:
         return unsuited(self.runtime, engine)
@@ -123,7 +126,8 @@ def tuned(stage: Aware, inputs: dict[str, Artifact], job: Job) -> Made:
     student = fake_quantised(folded, pictures(train, 4 if job.rehearsing else CALIBRATION), RUNTIMES[stage.runtime], row.aux_keys)
     needed = any(method.needs_teacher for method in (stage.task, *stage.losses))  # else it would run for nothing
     master = row_of(teacher).folded(open_model(teacher)) if needed else None
-    pair = Pair(student.widths, master.widths if master else {}, len(data.facts["classes"]), text_of(inputs.get("text"), data))
+    own = {tap: width for tap, width in student.widths.items() if tap != "aux"}  # that head is in no file: it neither learns nor teaches
+    pair = Pair(own, master.widths if master else {}, len(data.facts["classes"]), text_of(inputs.get("text"), data))
     terms = Terms(stage.task, stage.losses, pair, seed_of(settings.seed, "kd"))
     done = fit(student, terms, train, val, settings, job, master, tuple(f"net.{key}" for key in row.head_keys))
     facts = {key: data.facts[key] for key in ("classes", "colours")} | {"size": list(size), "val": done.val}

@@ -5,13 +5,12 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.artifact import Artifact
-from pipeline.problems import listed
 from pipeline.stage import Dataset, Job, Made, Stage, Takes
 from stages.fit import Fit
 from stages.kd import TABLE as KD
 from stages.kd.ce import Ce
 from stages.models import TABLE as MODELS
-from stages.train import class_count, misfits, taught, unmet
+from stages.train import class_count, misfits, taught, unmet, unread
 from stages.weights import Weights
 
 
@@ -43,17 +42,8 @@ class Distill(Stage):
             return misfits(self, earlier)
         places = [(("task",), self.task), *((("losses", i), loss) for i, loss in enumerate(self.losses))]
         classes = class_count(earlier.get(self.data))
-        found = misfits(self, earlier, teacher) + [
-            p for where, method in places for p in unmet(where, method, self.model, teacher, self.text, classes)
-        ]
-        if self.text and not any(method.needs_text for _, method in places):
-            those = listed(self._with_text())
-            found.append((("text",), f"no loss here uses vectors of language (those that do: {those}): add one, or leave text out"))
-        return found
-
-    @staticmethod
-    def _with_text() -> list[str]:
-        return [name for name, row in KD.rows().items() if row.needs_text]
+        found = [p for where, method in places for p in unmet(where, method, self.model, teacher, self.text, classes)]
+        return misfits(self, earlier, teacher) + found + unread(self.text, [method for _, method in places])
 
     def rehearsed(self) -> Self:
         return self.model_copy(update={"fit": self.fit.rehearsed()})

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.artifact import Artifact
+from pipeline.problems import listed
 from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
 from stages.fit import Fit
 from stages.kd import TABLE as KD
@@ -113,3 +114,11 @@ def unmet(
         way = "add a stage of kind embed above, and write text: and its name in this stage"
         found.append((where, f"{method.kind} needs a vector of language per class: {way}"))
     return found + [((*where, *path), text) for path, text in method.misfits(classes)]
+
+
+def unread(text: str | None, methods: list[Method]) -> list[tuple[tuple, str]]:
+    """Vectors of language that no method asks for."""
+    if text is None or any(method.needs_text for method in methods):
+        return []
+    those = listed([name for name, row in KD.rows().items() if row.needs_text])
+    return [(("text",), f"no loss here uses vectors of language (those that do: {those}): add one, or leave text out")]

@@ -1,6 +1,7 @@
 """INT8 by learning: the file is the network that learnt, both runtimes run it, and it loses next to nothing."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,12 @@ from pipeline.errors import BadData, BadRecipe, Stillhouse
 from stages import aware, graph
 from stages.aware import Aware
 from stages.data import Data
+from stages.embed import Embed
 from stages.engines.onnxruntime import session_of
 from stages.engines.pytorch import session_of as torch_session
 from stages.fakequant import RUNTIMES, fake_quantised
 from stages.kd import Pair
+from stages.kd._step import Step
 from stages.kd._terms import Terms
 from stages.load import measured
 from stages.loop import fit
@@ -198,6 +201,30 @@ def test_what_cannot_work_is_said_before_anything_runs():
     assert "one image size" in dict(stage_of(fit={"crop": [64, 64]}).problems(native))[("data",)]
     odd = EARLIER | {"data": Data.model_validate({"kind": "data", "source": {"kind": "streets"}, "size": [60, 96]})}
     assert "Write size: [64, 96]" in dict(stage_of().problems(odd))[("data",)]
+
+
+def test_vectors_of_language_that_nobody_reads_are_refused():
+    words = Embed.model_validate({"kind": "embed", "data": "data", "file": "words.npy", "rows": ["road"]})
+    found = dict(stage_of(text="words").problems(EARLIER | {"words": words}))
+    assert found == {("text",): "no loss here uses vectors of language (those that do: text): add one, or leave text out"}
+
+
+def test_an_auxiliary_head_has_no_loss_and_nobody_is_told_to_give_it_one(line, tmp_path, monkeypatch):
+    """No file will hold it: its cross-entropy would only pull at the network below it."""
+    headed = {"kind": "train", "data": "data", "model": {"kind": "tiny", "aux": True}, "fit": {"steps": 1, "batch": 2, "augment": SAME}}
+    stage = Train.model_validate(headed)
+    assert dict(stage_of(task={"kind": "ce", "aux_weight": 0.0}).problems(EARLIER | {"student": stage})) == {}
+    forget_accelerate()
+    made = stage.run({"data": line.data}, job := small_line.Job(tmp_path / "headed"))
+    student = Artifact("headed", "Checkpoint", "headed", job.out, json.loads(json.dumps(made.facts)), made.beside)
+    assert "aux" in open_model(student).widths
+    found = []
+    monkeypatch.setattr("stages.loop.fit", lambda net, terms, *_: found.append(terms) or sys.exit())
+    with pytest.raises(SystemExit):
+        stage_of().run({"data": line.data, "checkpoint": student}, small_line.Job(tmp_path / "int8"))
+    image = torch_image(images_of(line.data)[0])
+    step = Step(open_model(student)(image), open_model(student)(image), torch.zeros(1, *SIZE, dtype=torch.uint8), maps=found[0].maps)
+    assert set(found[0](step)[0]) == {"ce", "pixel"}
 
 
 def test_what_shows_only_in_the_inputs_is_said_before_training(line, tmp_path):

@@ -22,6 +22,19 @@ def projector(given: int, wanted: int) -> nn.Module:
     return nn.Identity() if given == wanted else nn.Conv2d(given, wanted, 1, bias=False)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """By the batch's own mean and variance: no running averages, for nobody ever evaluates it. A single image with a map of one cell
+    has no spread to divide by: there its features pass as they are, but for factor and summand."""
+
+    def __init__(self, width: int):
+        super().__init__(width, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[:, 0].numel() == 1:
+            return x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return super().forward(x)
+
+
 def unit(vectors: Tensor, dim: int, shortest: float = 0.0) -> Tensor:
     """Of length 1 along `dim`, in float32 at least. One no longer than `shortest` has no direction: it becomes zeros and gets no
     gradient, which a division by a smallest length would make 1e12 times what comes back, and no number in half precision."""

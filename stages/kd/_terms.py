@@ -24,8 +24,8 @@ class Terms(nn.Module):
         self.when = [None, *(row.when for row in losses)]
         kinds = [row.kind for row in rows]
         self.suffixes = [f"_{n}" if (n := kinds[:i].count(kind) + 1) > 1 else "" for i, kind in enumerate(kinds)]
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             self.methods = nn.ModuleList(row.build(pair) for row in rows)
 
     def forward(self, step: Step) -> tuple[dict[str, Tensor], set[str]]:

@@ -149,11 +149,11 @@ def test_a_batch_without_any_label_gives_finite_terms(settings):
 
 
 @pytest.mark.parametrize("settings", VARIED, ids=str)
-@pytest.mark.parametrize("size", [(1, 1), (3, 5)], ids=["one pixel", "odd"])
-def test_the_smallest_maps_and_a_single_class_give_finite_terms(settings, size):
+@pytest.mark.parametrize("size, b", [((1, 1), B), ((1, 1), 1), ((3, 5), B)], ids=["one pixel", "one pixel of one image", "odd"])
+def test_the_smallest_maps_and_a_single_class_give_finite_terms(settings, size, b):
     row, module = built(settings)
-    student, teacher = both(size, b=B)
-    y = torch.full((B, 4 * size[0], 4 * size[1]), 1, dtype=torch.uint8)
+    student, teacher = both(size, b)
+    y = torch.full((b, 4 * size[0], 4 * size[1]), 1, dtype=torch.uint8)
     loss = total(module(step_for(row, student, teacher, y)))
     loss.backward()
     assert loss.isfinite() and all(v.grad is None or v.grad.isfinite().all() for v in student.values())
@@ -420,6 +420,13 @@ def test_two_methods_of_one_kind_keep_their_names_apart():
     terms = Terms(row_of({"kind": "ce"}), rows, Pair({"logits": C}, {"logits": C}, C), 0)
     found, task = terms(Step({"logits": taps(1)["logits"]}, taps(2), labels(), maps=terms.maps))
     assert list(found) == ["ce", "pixel", "cwd", "pixel_2"] and task == {"ce"}
+
+
+def test_the_losses_draw_their_weights_from_the_seed_alone_and_on_the_host(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", asked.append)
+    weight = Terms(row_of({"kind": "ce"}), [row_of({"kind": "fitnet"})], pair(), 11).methods[1].projector.weight
+    assert weight.flatten()[:3].tolist() == pytest.approx([-0.2865562, -0.0109793, 0.3965410], abs=1e-7) and not asked
 
 
 def test_building_the_losses_leaves_the_random_generator_as_it_was():

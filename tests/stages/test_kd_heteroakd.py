@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.heteroakd_px import heteroakd_px
 from kernels.heteroakd_px.reference import mixture
@@ -240,3 +241,19 @@ def test_with_one_label_difficulty_grows_just_where_the_teacher_is_the_more_reli
 def test_the_bernoulli_form_is_never_negative():
     x, u, _, y = hard(5)
     assert (heteroakd_px(x, u, y, temperature=1.0, form="bernoulli") >= 0).all()
+
+
+def test_labels_as_indices_are_never_summed_by_the_operation_itself():
+    """On a GPU that sum is in no fixed order, and under determinism: strict torch refuses it; term by term it does not."""
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "nll_loss" in func.overloadpacket.__name__ and "backward" not in func.overloadpacket.__name__:
+                asked.append(args[3])
+            return func(*args, **(kwargs or {}))
+
+    row, module = built({"kind": "heteroakd", "label_down": "nearest"})
+    with Watch():
+        module(step_for(row, taps(1), taps(2, TEACHER)))
+    assert asked == [0, 0]  # 0: not reduced

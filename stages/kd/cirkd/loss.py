@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.segmented_mean import segmented_mean
 from kernels.similarity_kl import similarity_kl
-from stages.kd._meet import same_grid, unit
+from stages.kd._meet import BatchNorm, same_grid, unit
 from stages.kd._step import IGNORE
 
 CONTRAST = {"pixel": 4096, "region": 1024}  # remembered vectors a pixel is compared with, over all classes
@@ -23,8 +23,7 @@ class CrossImage(nn.Module):
         self.memories = nn.ModuleDict({kind: Memory(classes, queue, c_t, CONTRAST[kind] // classes + 1) for kind in kept})
         if kept:
             first, second = (nn.Conv2d(width, c_t, 1, bias=False) for width in (c_s, c_t))
-            norm = nn.BatchNorm2d(c_t, track_running_stats=False)  # nobody ever evaluates it
-            self.project = nn.Sequential(first, norm, nn.ReLU(), second)
+            self.project = nn.Sequential(first, BatchNorm(c_t), nn.ReLU(), second)
 
     def forward(self, step) -> dict[str, tuple[Tensor, float]]:
         student, teacher = same_grid(step.student["head"], step.teacher["head"], step.align_corners)

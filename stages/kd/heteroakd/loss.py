@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from kernels.heteroakd_px import heteroakd_px
 from kernels.pixel_kl import pixel_kl
 from stages.kd import When
-from stages.kd._meet import on_grid, same_grid
+from stages.kd._meet import BatchNorm, on_grid, same_grid
 from stages.kd._step import IGNORE
 
 
@@ -56,8 +56,7 @@ class HeteroAKD(nn.Module):
 
 
 def _projector(width: int, classes: int, relu: bool) -> nn.Sequential:
-    """Always by the batch's own mean and variance: no running averages, for nobody ever evaluates it."""
-    layers = [nn.Conv2d(width, classes, 1, bias=False), nn.BatchNorm2d(classes, track_running_stats=False)]
+    layers = [nn.Conv2d(width, classes, 1, bias=False), BatchNorm(classes)]
     return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
 
@@ -69,4 +68,5 @@ def _ce(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed over cells; 0 in one whose shares are all 0."""
     if labels.is_floating_point():
         return cross_entropy(logits, labels, reduction="sum")
-    return cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
+    # Summed by itself: with indices the operation's own sum is in no fixed order on a GPU, and determinism: strict refuses it.
+    return cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none").sum()

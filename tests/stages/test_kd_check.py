@@ -1,10 +1,12 @@
 """What cannot be distilled as written is refused by `python -m pipeline check`, where it stands and with what to write instead."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.__main__ import main
+from stages.kd import TABLE
 
 RECIPE = """\
 name: refused
@@ -124,3 +126,10 @@ def test_a_method_that_needs_a_teacher_is_refused_where_nobody_teaches(tmp_path,
     monkeypatch.setattr(sys, "argv", ["pipeline", "check", str(path)])
     said = "stages.teacher.task: rdd learns from a teacher: use it in a stage of kind distill, or write {kind: ce} here"
     assert main() == 2 and capsys.readouterr().err == f"{path}:5:70  {said}\n"
+
+
+def test_every_method_has_a_test_of_its_values_in_the_file_that_the_documentation_names():
+    beside = {"afdcd": "mgd", "ce": "pixel"}
+    for name in TABLE.names():
+        text = Path(__file__).with_name(f"test_kd_{beside.get(name, name)}.py").read_text(encoding="utf-8")
+        assert name in text and ("float64" in text or "double()" in text), name

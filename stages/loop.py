@@ -106,6 +106,8 @@ class Loop:
                 loss = reduce(add, terms.values()) / fit.accumulate
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             parts.append(torch.stack([term.detach() for term in terms.values()]))
+        for parameter in self.pupil.terms.waiting(self.done / fit.steps):
+            parameter.grad = None
         failed = self.guard.update([part.sum() for part in parts])
         if self.pupil.ema:
             self.pupil.ema.update(self.done)

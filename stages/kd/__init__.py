@@ -63,7 +63,7 @@ class Method(Row):
         return []
 
     def build(self, pair: Pair) -> "Module":
-        """A module: forward(step) -> {name: (term, weight)}, each term a 0-d tensor."""
+        """A module: forward(step) -> {name: (term, weight)}, each term a 0-d tensor. It may have idle(progress): weights without a use."""
         raise TypeError(f"{type(self).__name__} does not define build()")
 
 

@@ -38,6 +38,16 @@ class Terms(nn.Module):
         with torch.autocast(step.labels.device.type, enabled=False):
             return self._weighted(step)
 
+    def waiting(self, progress: float) -> list[nn.Parameter]:
+        """Weights whose loss is off. Their gradients are 0, for processes wait for each, but no optimizer may count such steps."""
+        found = []
+        for method, when in zip(self.methods, self.when, strict=True):
+            if when and not when.factor(progress):
+                found += method.parameters()
+            elif hasattr(method, "idle"):
+                found += method.idle(progress)
+        return found
+
     def _weighted(self, step: Step) -> tuple[dict[str, Tensor], set[str]]:
         terms, task = {}, set()
         for method, suffix, when in zip(self.methods, self.suffixes, self.when, strict=True):

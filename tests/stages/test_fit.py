@@ -16,7 +16,7 @@ from pipeline.errors import BadData, BadRecipe, Missing, Stopped
 from stages import group, state
 from stages.batches import crops, names_at
 from stages.fit import Augment, Fit
-from stages.loop import fit
+from stages.loop import Loop, fit
 from stages.memory import keep_freed_memory
 from tests.stages.small_fit import (
     KD,
@@ -387,3 +387,28 @@ def test_an_operation_that_is_never_exact_is_named_under_strict(tmp_path):
 def test_the_machine_counts_only_where_the_same_bits_are_promised():
     assert settings().environment() == {}
     assert {"torch", "device"} <= settings(determinism="strict").environment().keys()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "loss, waits",
+    [
+        ({"kind": "cirkd", "queue": 16, "when": {"start": 0.5}}, "methods.1."),
+        ({"kind": "kt", "trainable": True, "switch": 0.5}, "methods.1.cut."),
+    ],
+    ids=["a schedule", "a phase"],
+)
+def test_weights_whose_loss_waits_stay_and_begin_with_a_step_like_any_first_one(tmp_path, monkeypatch, loss, waits, optimizer):
+    """AdamW, had it counted the steps of waiting, would begin with up to 6.6 times the learning rate."""
+    seen, learn = [], Loop.learn
+
+    def watched(loop):
+        learn(loop)
+        seen.append([p.detach().clone() for name, p in loop.pupil.terms.named_parameters() if name.startswith(waits) and p.dim() > 1])
+
+    monkeypatch.setattr(Loop, "learn", watched)
+    fit = settings(steps=8, lr=1e-3, optimizer=optimizer, power=1e-6, weight_decay=0.1, clip=None)
+    trained(tmp_path, fit, [loss], teacher_net())
+    assert seen[0] and all(torch.equal(a, b) for a, b in zip(seen[0], seen[3], strict=True))
+    leaps = [float((a - b).abs().max()) for a, b in zip(seen[3], seen[4], strict=True)]
+    assert max(leaps) > 0 and (optimizer == "sgd" or max(leaps) < 1.2e-3)

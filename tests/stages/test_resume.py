@@ -36,6 +36,16 @@ def test_stopped_at_any_step_and_started_again_it_ends_in_the_same_bytes(tmp_pat
         assert json.dumps(done.curves) == json.dumps(undisturbed.curves) and done.val == undisturbed.val
 
 
+def test_weights_that_wait_for_their_loss_go_on_to_the_same_bytes_too(tmp_path):
+    losses = [{"kind": "cirkd", "queue": 16, "when": {"start": 0.4}}]  # from the step numbered 5 on
+    undisturbed, _ = trained(tmp_path / "whole", losses=losses, teacher=teacher_net())
+    for stop in (3, 5, 6):
+        with pytest.raises(Stopped):
+            trained(tmp_path / f"stop{stop}", losses=losses, teacher=teacher_net(), stop_at=stop)
+        done, _ = trained(tmp_path / f"stop{stop}", losses=losses, teacher=teacher_net())
+        assert digest(done.weights) == digest(undisturbed.weights) and done.curves == undisturbed.curves
+
+
 def test_stopped_again_and_again_every_two_steps_it_still_ends_in_the_same_bytes(tmp_path):
     undisturbed, _ = trained(tmp_path / "whole")
     for _ in range(100):

@@ -23,7 +23,7 @@ from stages.kd import Loss
 
 class Afdcd(Loss):
     kind: Literal["afdcd"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(2e-6, gt=0, description="Factor of the squared error, summed over channels and pixels, mean over images.")
     contrast_weight: float = Field(0.005, ge=0, description="Factor of the contrast, mean over samples; 0 leaves it out.")

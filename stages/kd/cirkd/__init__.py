@@ -25,7 +25,7 @@ from stages.kd import Loss
 
 class Cirkd(Loss):
     kind: Literal["cirkd"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(1.0, ge=0, description="Factor of the term between the images of a batch; 0 leaves it out.")
     pixel_weight: float = Field(0.1, ge=0, description="Factor of the term against remembered pixels; 0 leaves it out.")

@@ -19,7 +19,7 @@ class Cwd(Loss):
     """(3 at the logits or 50 at the head, sum over pixels, mean over images and channels)."""
 
     kind: Literal["cwd"]
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     weight: float = Field(
         USUAL["logits"],

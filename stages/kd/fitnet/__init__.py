@@ -17,7 +17,7 @@ class FitNet(Loss):
     """(10, mean over all entries of the teacher's features)."""
 
     kind: Literal["fitnet"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(10.0, gt=0, description="Factor of the mean squared difference; 1 to 10 is usual.")
 

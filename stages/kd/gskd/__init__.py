@@ -32,7 +32,7 @@ class Gskd(Loss):
     """The weight is for the mean over images and descriptors of a KL that is summed over the relations of a descriptor."""
 
     kind: Literal["gskd"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     preset: Literal["mild", "sharp"] = Field(
         "mild", description="sharp: temperature 0.2, at which like pixels count more and the gradient is about twice as large."

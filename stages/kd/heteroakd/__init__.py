@@ -30,7 +30,7 @@ class Heteroakd(Loss):
     """Weights are for means over cells (heteroakd, with its T^2, and heteroakd_proj) and over pixels (heteroakd_pixel)."""
 
     kind: Literal["heteroakd"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(1.0, gt=0, description="Factor of the mixture's term; with wce its gradient falls as 1 / classes.")
     proj_weight: float = Field(

@@ -32,7 +32,7 @@ class Kt(Loss):
     is the factor of a mean over rows. The code's are 1 throughout."""
 
     kind: Literal["kt"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     channel: float = Field(1.0, ge=0, description="Weight of kt_channel, the KL over the pixels of each class; 0 leaves it out.")
     logit: float = Field(1.0, ge=0, description="Weight of kt_logit, the same against logits tailored by the labels; 0 leaves it out.")

@@ -37,6 +37,11 @@ class KnowledgeTailoring(nn.Module):
             terms |= self._tailored(step)
         return {name: (terms[name], weight) for name, weight in self.weights.items() if weight}
 
+    def idle(self, progress: float) -> list[nn.Parameter]:
+        """The weights that this phase has no use for."""
+        nets = () if not self.features else (self.cut,) if progress < self.switch else (self.lift, self.reach)
+        return [p for net in nets for p in net.parameters()]
+
     def _ckl(self, student: Tensor, teacher: Tensor) -> Tensor:
         return self.temperature**2 * channel_kl(student, teacher, temperature=self.temperature).mean()
 

@@ -18,7 +18,7 @@ from stages.kd import Loss
 
 class Mgd(Loss):
     kind: Literal["mgd"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     weight: float = Field(2e-5, gt=0, description="Factor of the squared error, summed over channels and pixels, mean over images.")
     mask: float = Field(0.75, ge=0, lt=1, description="Share of the pixels that are hidden from the generator.")

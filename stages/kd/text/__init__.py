@@ -29,7 +29,7 @@ class Text(Loss):
     """Reductions: text_align per labelled cell, text_channel per image and class, text_region per region of the batch."""
 
     kind: Literal["text"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_text: ClassVar[bool] = True
 
     align_weight: float = Field(0.4, gt=0, description="Factor of text_align; without it neither projection would learn to read.")

@@ -133,6 +133,13 @@ class Quantised(nn.Module):
         made = applied(self.layer, self.inputs(x), Rounded.apply(weight, steps, 0, -TOP, TOP, scale), self.bias())
         return self.output(made) if self.output else made
 
+    def __getattr__(self, name: str):
+        """What a network asks of its layer, such as its stride, to pad a map before it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
     def bias(self) -> Tensor | None:
         """In whole units of input step * weight step, as integer convolutions add it."""
         bias = self.layer.bias

@@ -183,3 +183,10 @@ def test_a_bias_is_a_whole_number_of_steps_and_learns_straight_through():
     assert torch.allclose(units, units.round(), atol=1e-4) and not torch.equal(one.bias(), one.layer.bias)
     one.bias().sum().backward()
     assert torch.equal(one.layer.bias.grad, torch.ones(4)) and one.log_step.grad is None
+
+
+def test_a_layer_with_rounding_tells_its_stride_and_padding_to_a_network_that_pads_by_itself():
+    one = Quantised(nn.Conv2d(3, 4, 3, stride=2, padding=1, dilation=3), Rounding(SIGNED, 0.1, 0), None)
+    assert (one.stride, one.kernel_size, one.dilation, one.padding) == ((2, 2), (3, 3), (3, 3), (1, 1))
+    with pytest.raises(AttributeError, match="colour"):
+        _ = one.colour

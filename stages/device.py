@@ -43,16 +43,18 @@ def accelerator_for(settings: Fit, job: Job):
 
 @contextmanager
 def exact(settings: Fit) -> Iterator[None]:
-    """Under `determinism: strict` only algorithms that give the same bits every time, for as long as this training lasts."""
-    if settings.determinism == "fast":
-        yield
-        return
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts; without it its sums may change their order
+    """As long as this training lasts: fp32 is no TF32, and under `determinism: strict` only algorithms that give the same bits every time."""
+    strict = settings.determinism == "strict"
+    if strict:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts; without it its sums may change their order
     cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark, cuda.allow_tf32, cudnn.allow_tf32
     try:
-        torch.use_deterministic_algorithms(True)
-        cudnn.deterministic, cudnn.benchmark, cuda.allow_tf32, cudnn.allow_tf32 = True, False, False, False
+        if strict or settings.precision == "fp32":
+            cuda.allow_tf32 = cudnn.allow_tf32 = False
+        if strict:
+            torch.use_deterministic_algorithms(True)
+            cudnn.deterministic, cudnn.benchmark = True, False
         yield
     except RuntimeError as error:
         if INEXACT not in str(error):

@@ -28,7 +28,7 @@ class Distill(Stage):
     init: Weights | None = Field(None, description="Pretrained weights to start from; null starts from random ones.")
 
     makes: ClassVar[str] = "Checkpoint"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     def outside(self) -> dict[str, str]:
         return {"init": self.init.digest()} if self.init else {}

@@ -25,7 +25,7 @@ class Load(Stage):
     data: Dataset
 
     makes: ClassVar[str] = "Checkpoint"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def outside(self) -> dict[str, str]:
         return {"weights": self.weights.digest()}
@@ -35,6 +35,8 @@ class Load(Stage):
 
         data, path = inputs["data"], self.weights.locate()
         row = self.model.completed(path)
+        if assumed := self.model.assumed(path):
+            job.say(assumed)
         module = row.build(len(data.facts["classes"]))
         row.load(module, path)
         with explained(data):
@@ -88,6 +90,7 @@ def counted(module, data: Artifact, job: Job) -> dict[int, Any]:
 
     samples, classes = open_samples(data, "val"), len(data.facts["classes"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # as validate measures the same network
     module.to(device).eval()
     totals = dict.fromkeys(SHIFTS, 0)
     for i in range(len(samples)):

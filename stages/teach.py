@@ -15,7 +15,7 @@ from stages.kd._terms import Terms
 from stages.loop import fit
 from stages.models import TABLE as MODELS
 from stages.models import Model, open_model, row_of
-from stages.samples import open_samples
+from stages.samples import Samples, open_samples
 from stages.train import coarser
 from stages.weights import Weights, load_into, read_safetensors, save_checkpoint
 
@@ -28,12 +28,16 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     classes, size = data.facts["classes"], data.facts["size"]
     taught_by = MODELS.row(teacher.facts["model"]["kind"]) if teacher else None
     if misfits := settings.misfits(tuple(size) if size else None, *coarser(stage.model, taught_by)):
-        raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
+        raise BadRecipe("; ".join(f"{'.'.join(('fit', *path))}: {text}" for path, text in misfits))
     frozen = inputs.get("frozen")
     for checkpoint in filter(None, (teacher, frozen)):
         require_same_classes(checkpoint, data)
     train = open_samples(data, "train")
     val = open_samples(data, "val") if data.facts["splits"].get("val") else None
+    if val is None:
+        job.say("the data has no val split: nothing is measured while it learns")
+    else:
+        require_whole(val, stage.model)
     row = row_of(frozen).model_copy(update={"aux": True}) if frozen else stage.model  # `load` may have completed its settings
     student, model = start(row, len(classes), settings.seed, stage.init, job)
     if frozen:
@@ -53,9 +57,21 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     return Made(facts | {"steps": settings.steps, "val": done.val}, done.beside)
 
 
+def require_whole(val: Samples, model: Model) -> None:
+    """Native sizes that the student cannot take whole are found before the first step, not by the validation after the last."""
+    wrong = [entry for entry in (val.entries if val.size is None else ()) if any(side % model.multiple for side in entry["shape"])]
+    if wrong:
+        raise BadData(
+            f"{len(wrong)} of {len(val)} val images do not fit, the first is {wrong[0]['name']} of {wrong[0]['shape']}: {model.kind} needs "
+            f"multiples of {model.multiple}; give the data stage a size"
+        )
+
+
 def start(model: Model, classes: int, seed: int, init: Weights | None, job: Job) -> tuple[torch.nn.Module, Model]:
     """The student before its first step. Its weights depend on the seed and `init` alone, so that runs with and without a teacher pair."""
     path = init.locate() if init else None
+    if assumed := model.assumed(path) if path else None:
+        job.say(assumed)
     model = model.completed(path) if path else model
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "init"))

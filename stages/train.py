@@ -28,7 +28,7 @@ class Train(Stage):
     )
 
     makes: ClassVar[str] = "Checkpoint"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def outside(self) -> dict[str, str]:
         return {"init": self.init.digest()} if self.init else {}
@@ -78,7 +78,8 @@ def misfits(stage, earlier: dict[str, Stage], teacher: Model | None = None) -> l
     size = getattr(earlier.get(stage.data), "size", None)
     if stage.fit.crop is None and not isinstance(size, tuple):
         return []
-    return [(("fit", *path), text) for path, text in stage.fit.misfits(size, *coarser(stage.model, teacher))]
+    known = size if isinstance(size, tuple) else None
+    return [(("fit", *path), text) for path, text in stage.fit.misfits(known, *coarser(stage.model, teacher))]
 
 
 def coarser(model: type[Model] | Model, teacher: type[Model] | Model | None) -> tuple[int, str]:

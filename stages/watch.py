@@ -21,7 +21,7 @@ def watched(module: nn.Module, val, settings: Fit, accelerator, workers: int, st
     summed = np.zeros((len(val.classes), 3), np.int64)
     training = module.training
     module.eval()
-    for images, labels in whole_images(val, mine, settings.batch if val.size else 1, workers):
+    for images, labels in whole_images(val, mine, at_once(settings, val.size), workers):
         images = images.to(accelerator.device).permute(0, 3, 1, 2).float().contiguous()
         with torch.no_grad(), accelerator.autocast():
             maps = classmap(module(images)["logits"], labels.shape[-2:], module.align_corners).cpu().numpy()
@@ -32,6 +32,16 @@ def watched(module: nn.Module, val, settings: Fit, accelerator, workers: int, st
     total = accelerator.reduce(torch.from_numpy(summed).to(accelerator.device), "sum").cpu().numpy()
     score, per_class = miou(total)
     return {"miou": score, "iou": per_class, "split": "val", "images": len(picks)}
+
+
+def at_once(settings: Fit, size: tuple[int, int] | None) -> int:
+    """Images in one forward, where the steps of training show that there is room for them: without gradients an image takes less than half
+    of what it takes there, whole ones are larger than crops."""
+    if size is None:
+        return 1
+    height, width = settings.crop or size
+    larger = size[0] * size[1] // (2 * height * width)
+    return max(1, settings.batch // (settings.accumulate * settings.processes) // max(1, larger))
 
 
 def spread(n: int, most: int | None) -> list[int]:

@@ -124,12 +124,18 @@ def hub_file(name: str, revision: str, also: tuple[str, ...] = ()) -> Path:
     except ImportError:
         raise Missing(f"weights from the hub ({name}) need huggingface_hub: pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", INDEX, *CONFIGS, *also]))
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", INDEX, *CONFIGS, *also]))
     except Exception as e:  # whatever the network or the hub answers, the way out is the same
         why = str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
         raise Missing(
             f"{name} at {revision} could not be fetched from the hub ({why}); download it and write weights: {{file: FOLDER}}"
         ) from None
+    if not any(found.glob("*.safetensors")):
+        raise BadData(
+            f"{name} at {revision} holds no safetensors, and pickles are not read: take a revision that has them (the hub's converter "
+            "opens pull requests with such files), or convert them once and write weights: {file: FOLDER}"
+        )
+    return found
 
 
 def config_beside(path: Path, name: str) -> dict[str, Any] | None:

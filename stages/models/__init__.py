@@ -53,6 +53,10 @@ class Model(Row):
         """The same row with what lies beside published weights filled in."""
         return self
 
+    def assumed(self, weights: Path) -> str | None:
+        """What is taken for granted of published weights because nothing beside them tells: to be said aloud."""
+        return None
+
     def convert(self, state: dict[str, Any]) -> dict[str, Any]:
         """Published names to ours; what the network does not use is dropped. Values (tensors or their headers) pass untouched."""
         return state

@@ -7,9 +7,11 @@ the folder before it, without following links, so that nobody can swap a part of
 import os
 import stat
 from pathlib import Path
+from unicodedata import category
 
 from stages.sources._problems import Fault, printable
 
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of letters that no name needs: controls, halves of letters, ends of lines
 HEAVIEST = 1 << 30  # bytes of one file
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -28,7 +30,7 @@ def check_relative(path: str) -> str:
     parts = path.split("/")
     if not path or path.startswith("/") or "\\" in path or ".." in parts or len(path.encode("utf-8", "surrogateescape")) > 1024:
         raise ValueError(f"{clipped(path)!r} must be a path relative to the root, with / and without ..")
-    if not path.isprintable() or any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
+    if any(category(letter) in UNSEEN for letter in path) or any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
         raise ValueError(f"{clipped(path)!r} holds control characters or a name of more than 255 bytes")
     return path
 

@@ -125,7 +125,7 @@ def open_picture(data: bytes) -> Image.Image:
         if data.startswith(b"version https://git-lfs"):
             raise Fault("a pointer of Git LFS, not the picture", "run git lfs pull") from None
         raise Fault("not a readable PNG or JPEG", "copy it again") from None
-    if orientation != 1:
+    if orientation in range(2, 9):  # 1 is upright; 0 and others say nothing
         raise Fault(f"EXIF orientation {orientation}: viewers turn it, masks do not", "turn the pixels and remove the tag")
     return picture
 

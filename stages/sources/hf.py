@@ -102,11 +102,14 @@ def expand(paths: list[str]) -> list[Path]:
 
 
 def names_in(tables: dict[str, Any], label: str) -> list[str]:
-    """Class names kept in the features: of the label column, or of the only other column that has any."""
+    """Class names kept in the features: of the label column, or of the only other column that has any for each of several things.
+
+    One name for an image is what the whole of it shows, and not what its pixels are.
+    """
     features = next(iter(tables.values())).features
-    named = {column: names for column, feature in features.items() if (names := names_of(feature))}
-    if label in named:
-        return named[label]
+    if label in features and (names := names_of(features[label])):
+        return names
+    named = {column: names for column, feature in features.items() if not hasattr(feature, "names") and (names := names_of(feature))}
     if len(named) == 1:
         return next(iter(named.values()))
     raise BadData("the data set does not say what its classes are called: set classes: [name, name, ...] in the order of ids")

@@ -107,9 +107,9 @@ def flip(path):
     path.write_bytes(data)
 
 
-def turned(tree, path):
+def turned(tree, path, orientation=6):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.fromarray(tree.pixels()).save(path, exif=exif)
 
 
@@ -201,6 +201,14 @@ def test_a_fault_is_found_and_its_file_named(kind, seed, tree, tmp_path):
 def test_without_a_fault_nothing_is_said_to_be_wrong(tree, tmp_path):
     made, job = tree(3).run(tmp_path)
     assert made.facts["splits"] == {"train": 3, "val": 3} and len(job.said) == 1
+
+
+def test_a_picture_whose_orientation_is_unknown_and_a_name_with_a_narrow_space_are_taken(tree, tmp_path):
+    tree = tree(2)
+    turned(tree, tree.image, 0)
+    for path in (tree.image, tree.label):
+        path.rename(path.with_stem("at 3.14\u202fPM"))
+    assert tree.run(tmp_path)[0].facts["splits"] == {"train": 3, "val": 3}
 
 
 @pytest.mark.parametrize("kind", ["image", "label"])

@@ -15,9 +15,11 @@ from torch import nn
 from pipeline.errors import BadData, BadRecipe, Missing, Stopped
 from stages import group, state
 from stages.batches import crops, names_at
+from stages.device import exact
 from stages.fit import Augment, Fit
 from stages.loop import Loop, fit
 from stages.memory import keep_freed_memory
+from stages.watch import at_once
 from tests.stages.small_fit import (
     KD,
     Job,
@@ -325,6 +327,15 @@ def test_a_crop_that_does_not_fit_is_named_with_the_nearest_that_does():
     assert settings(crop=None).misfits((90, 128), 32)[0][1].startswith("crop is not set, and data.size [90, 128]")
     assert "needs a crop" in settings(crop=None).misfits(None, 32)[0][1]
     assert settings(crop=[64, 96]).misfits(None, 32) == [] == settings(crop=None).misfits((64, 96), 32)
+    [(path, text)] = settings(crop=[64, 96]).misfits((360, 480), 32)
+    assert path == () and text.endswith("data.size is [360, 480]: the model needs multiples of 32; set it to [352, 480]")
+
+
+def test_validation_takes_as_many_images_at_a_time_as_a_step_of_training_shows_room_for():
+    assert at_once(settings(batch=8, crop=None), (64, 96)) == 8 == at_once(settings(batch=8, crop=[64, 96]), (64, 192))
+    assert at_once(settings(batch=64, accumulate=16, crop=None), (64, 96)) == 4
+    assert at_once(settings(batch=8, crop=[512, 512]), (1024, 2048)) == 2
+    assert at_once(settings(batch=2, crop=[64, 64]), (1024, 2048)) == 1 == at_once(settings(batch=8), None)
 
 
 def test_a_rehearsal_takes_the_same_path_in_two_steps(tmp_path):
@@ -373,6 +384,18 @@ def test_strict_training_is_exact_where_it_runs_and_leaves_no_trace_behind(tmp_p
     fast, _ = trained(tmp_path / "fast")
     assert net.seen and not torch.are_deterministic_algorithms_enabled()
     assert digest(strict.weights) == digest(fast.weights)
+
+
+@pytest.mark.parametrize(
+    ("precision", "determinism", "rounded"), [("fp32", "fast", False), ("bf16", "fast", True), ("bf16", "strict", False)]
+)
+def test_fp32_is_no_tf32_while_it_learns(precision, determinism, rounded):
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    assert before == (True, False), "as torch has it, which is what would round"
+    with exact(settings(precision=precision, determinism=determinism)):
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (rounded, determinism == "strict")
+    assert (cudnn.allow_tf32, cudnn.deterministic) == before and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_an_operation_that_is_never_exact_is_named_under_strict(tmp_path):

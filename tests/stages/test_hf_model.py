@@ -89,6 +89,14 @@ def test_what_the_recipe_says_wins_over_the_files_beside_the_weights(tmp_path):
     assert (row.mean, row.std, row.rescale) == ((0.1, 0.2, 0.3), (0.229, 0.224, 0.225), 1.0)
 
 
+def test_a_normalisation_that_nothing_tells_is_said_aloud(tmp_path):
+    saved(tmp_path)
+    assert "no preprocessor_config.json beside the weights: mean (0.485, 0.456, 0.406)" in HuggingFace(kind="hf").assumed(tmp_path)
+    assert HuggingFace(kind="hf", mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0]).assumed(tmp_path) is None
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_rescale": True}))
+    assert HuggingFace(kind="hf").assumed(tmp_path) is None
+
+
 def test_a_head_for_other_classes_is_refused_or_left_fresh_in_a_start(tmp_path):
     published = saved(tmp_path, classes=7)
     row = HuggingFace(kind="hf").completed(tmp_path)

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from stages.samples import open_samples
 from stages.sources import TABLE
 from stages.sources.cityscapes import CLASSES as CITYSCAPES
 from stages.sources.cityscapes import IGNORED
+from stages.sources.hf import names_in
 
 SHAPE = (24, 40)  # of the little pictures made here
 NAMES = ["road", "tree", "sky"]
@@ -100,6 +102,17 @@ def hf_example(root: Path) -> dict:
         datasets.Dataset.from_dict(columns, features=features).to_parquet(str(root / f"{split}-0.parquet"))
     files = {split: [str(root / f"{split}-*.parquet")] for split in ("train", "val")}
     return {"kind": "hf", "files": files, "image": "photo", "label": "mask"}
+
+
+def test_what_a_whole_image_shows_names_no_classes_of_pixels():
+    import datasets
+
+    columns = {"image": datasets.Image(), "mask": datasets.Image(), "label": datasets.ClassLabel(names=["benign", "malignant"])}
+    of_each = columns | {"label": datasets.List(columns["label"])}
+    tables = {"train": SimpleNamespace(features=datasets.Features(columns))}
+    with pytest.raises(BadData, match="does not say what its classes are called"):
+        names_in(tables, "mask")
+    assert names_in({"train": SimpleNamespace(features=datasets.Features(of_each))}, "mask") == ["benign", "malignant"]
 
 
 EXAMPLES = {

@@ -12,7 +12,8 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadData, BadRecipe, Stopped
 from pipeline.stage import Made
 from stages.data import Data
-from stages.models import open_model
+from stages.models import TABLE, open_model
+from stages.teach import require_whole
 from stages.train import Train
 
 FIT = {"steps": 3, "batch": 2, "crop": [32, 64], "lr": 0.001}
@@ -234,3 +235,13 @@ def test_what_is_frozen_must_be_the_same_network_without_its_head(tmp_path):
     assert said(TEACHER, model=TEACHER | {"aux": True}, init={"file": str(tmp_path / "w.safetensors")}) == [
         (("init",), "teacher brings all weights but those of the auxiliary head: leave init or frozen out")
     ]
+
+
+def test_native_sizes_that_the_student_cannot_take_whole_are_told_before_the_first_step():
+    class Val(list):
+        size, entries = None, [{"name": name, "shape": shape} for name, shape in (("a", [64, 96]), ("b", [90, 128]))]
+
+    with pytest.raises(BadData, match=r"1 of 2 val images do not fit, the first is b of \[90, 128\]: tiny needs multiples of 32; give"):
+        require_whole(Val("ab"), TABLE.row("tiny")(kind="tiny"))
+    Val.entries = Val.entries[:1]
+    require_whole(Val("a"), TABLE.row("tiny")(kind="tiny"))

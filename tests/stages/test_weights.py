@@ -76,6 +76,10 @@ def test_only_safetensors_and_configs_are_asked_of_the_hub(monkeypatch, tmp_path
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.update(name=name, **how) or str(tmp_path))
     source = Weights(hub="nvidia/mit-b0", revision=REVISION)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadData, match=r"nvidia/mit-b0 at .* holds no safetensors, and pickles are not read"):
+        source.locate()
+    (tmp_path / "model.safetensors").touch()
     assert source.locate() == tmp_path and source.digest() == REVISION
     assert asked["name"] == "nvidia/mit-b0" and asked["revision"] == REVISION
     assert set(asked["allow_patterns"]) == {"*.safetensors", "model.safetensors.index.json", "config.json", "preprocessor_config.json"}

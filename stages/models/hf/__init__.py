@@ -50,6 +50,14 @@ class HuggingFace(Model):
             require_together(chosen["settings"], weights)
         return type(self).model_validate(self.model_dump() | chosen)
 
+    def assumed(self, weights: Path) -> str | None:
+        from stages.weights import config_beside
+
+        if {"mean", "std"} <= self.model_fields_set or config_beside(weights, "preprocessor_config.json"):
+            return None
+        how = "save the image processor beside the weights, or write mean, std and rescale in the model"
+        return f"no preprocessor_config.json beside the weights: mean {self.mean} and std {self.std} are taken; where that is wrong, {how}"
+
     def load(self, module: "nn.Module", source: "Path | dict[str, Tensor]", init: bool = False) -> list[str]:
         from .net import load_published
 

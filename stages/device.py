@@ -43,7 +43,7 @@ def accelerator_for(settings: Fit, job: Job):
 
 @contextmanager
 def exact(settings: Fit) -> Iterator[None]:
-    """As long as this training lasts: fp32 is no TF32, and under `determinism: strict` only algorithms that give the same bits every time."""
+    """While a training lasts: fp32 is no TF32, and under `determinism: strict` only algorithms that give the same bits every time."""
     strict = settings.determinism == "strict"
     if strict:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts; without it its sums may change their order

@@ -16,7 +16,7 @@ from pipeline import targets
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stillhouse
 from pipeline.stage import Dataset, Job, Later, Made, Stage, Takes
-from stages import elsewhere, machine
+from stages import elsewhere, machine, sidecar
 from stages.elsewhere import ARGMAX, SHARED, runner
 
 FILES = Path(__file__).parent / "bundle_files"
@@ -35,7 +35,7 @@ SYSTEM_LINES = ("  (where TensorRT came with the system, as on Jetson: python3 -
 class Bundle(Stage):
     kind: Literal["bundle"]
     makes: ClassVar[str] = "Bundle"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     data: Dataset
     onnx: Annotated[str, Takes(("OnnxModel",)), Field(description="The stage whose ONNX file is packed beside the engine.")]
@@ -54,7 +54,13 @@ class Bundle(Stage):
             return [(("engine",), text)]
         if self.target is not None and built is None:
             return [(("target",), f"{self.engine} is built on this machine, where its bundle is tried out too: leave target out")]
-        if row is None or runner(row.kind).is_file():
+        if row is None:
+            return []
+        source = getattr(earlier[self.engine], "onnx", None)
+        if builder_file(row.kind).is_file() and source != self.onnx:
+            text = f"a device builds {self.engine} again from the packed ONNX file, and it was built from {source}: write onnx: {source}"
+            return [(("onnx",), text)]
+        if runner(row.kind).is_file():
             return []
         packable = sorted({file.stem.removeprefix("runtime_") for file in FILES.glob("runtime_*.py")} | set(SHARED))
         return [(("engine",), f"an engine of kind {row.kind} runs only with this package; bundle one of kind {' or '.join(packable)}")]
@@ -66,6 +72,8 @@ class Bundle(Stage):
         engine, measurement, verdict = inputs["engine"], inputs["measured"].json("measurement.json"), inputs["verdict"].json("verdict.json")
         require_one_table(inputs)
         settings, out = engine.facts["engine"], job.out
+        if builder_file(settings["kind"]).is_file():
+            require_same_network(engine, inputs["onnx"])
         for file in sorted(engine.folder.glob("engine.*")):
             shutil.copyfile(file, out / file.name)
         for artifact, name in (("onnx", "model.onnx"), ("onnx", "preprocessing.json"), ("verdict", "verdict.json")):
@@ -98,6 +106,14 @@ def require_one_table(inputs: dict[str, Artifact]) -> None:
 
     for other in ("onnx", "data"):
         require_same_table(inputs["engine"], inputs[other])
+
+
+def require_same_network(engine: Artifact, onnx: Artifact) -> None:
+    """What builds the engine again elsewhere must build it from the same file."""
+    if sidecar.read(engine.folder).source.sha256 != sidecar.stored(onnx.file("model.onnx")).sha256:
+        raise BadData(
+            f"{engine.name} was not built from {onnx.name}, which would be packed to build it again: name the stage it was built from"
+        )
 
 
 def write_sample(data: Artifact, split: str, engine: Artifact, job: Job) -> str:

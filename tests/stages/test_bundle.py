@@ -222,6 +222,14 @@ def test_an_engine_that_needs_this_package_is_refused_when_the_recipe_is_checked
     assert STAGE.problems({"engine": engine}) == []
 
 
+@pytest.mark.parametrize("kind", ["tensorrt", "tensorrt_rtx"])
+def test_an_engine_that_is_built_again_elsewhere_is_packed_with_the_file_it_was_built_from(kind):
+    engine = Optimize.model_validate({"kind": "optimize", "onnx": "fp16", "engine": {"kind": kind}})
+    text = "a device builds engine again from the packed ONNX file, and it was built from fp16: write onnx: fp16"
+    assert STAGE.problems({"engine": engine}) == [(("onnx",), text)]
+    assert STAGE.model_copy(update={"onnx": "fp16"}).problems({"engine": engine}) == []
+
+
 def test_the_runner_resizes_as_the_data_stage_does(tmp_path, monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (50, 71, 3), dtype=np.uint8)
     (tmp_path / "preprocessing.json").write_text(json.dumps({"input": {"size": [32, 40]}}))

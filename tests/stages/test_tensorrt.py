@@ -386,6 +386,10 @@ def test_a_bundle_is_packed_with_all_a_device_needs_and_its_runner_was_tried(onn
     names = {file.name for file in packed.folder.iterdir()}
     assert names >= {"engine.plan", "engine.timing", "model.onnx", "runtime.py", "build_tensorrt.py", "run.py", "expected.png"}
     assert packed.json("bundle.json")["engine"]["kind"] == "tensorrt"
+    assert packed.json("engine.json")["source"]["sha256"] == packed.json("bundle.json")["files"]["model.onnx"]
+    (tmp_path / "model.onnx").write_bytes(onnx.file("model.onnx").read_bytes() + b"\n")
+    with pytest.raises(BadData, match="engine was not built from other"):
+        small_line.made(stage, "strange", inputs | {"onnx": Artifact("other", "OnnxModel", "x", tmp_path, onnx.facts)}, tmp_path)
 
 
 def test_both_kinds_of_plan_are_opened_by_one_runner():

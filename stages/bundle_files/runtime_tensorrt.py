@@ -32,12 +32,9 @@ def load(folder: Path, settings: dict):
         if said["plan"] != hashlib.sha256(content).hexdigest():
             raise Unfit("rebuilt.plan is not what build_tensorrt.py wrote: run it again")
     try:
-        runner = Runner(trt, content, memory_of(settings["memory"]), logger(trt), settings.get("version_compatible", False))
+        return Runner(trt, content, memory_of(settings["memory"]), logger(trt), settings.get("version_compatible", False))
     except Unfit as unfit:
         raise Unfit(f"{unfit}. For this machine: python build_tensorrt.py") from None
-    if runner.batch[0] > 1:
-        raise Unfit(f"this engine takes at least {runner.batch[0]} images at once, and here one goes after the other")
-    return runner
 
 
 def imported(kind: str) -> Any:

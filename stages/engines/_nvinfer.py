@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Missing
@@ -19,13 +19,21 @@ from stages.engines import _layers, answer, opening
 
 log = logging.getLogger(__name__)
 
+
+def one_to_most(batch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What looks at an engine, measures it or packs it gives it one image."""
+    fewest, best, most = batch
+    if not fewest == 1 <= best <= most:
+        raise ValueError(f"{list(batch)} are no batches [fewest, best, most]: begin with 1 and let none be below the one before it")
+    return batch
+
+
 # Fields of both rows.
 Count = Annotated[int, Field(ge=1, le=1024)]
 Batch = Annotated[
     tuple[Count, Count, Count],
-    Field(
-        strict=False, description="Images at once: the fewest, the number it is made fastest for, the most. A fixed batch N is [N, N, N]."
-    ),
+    Field(strict=False, description="Images at once: the fewest, which is 1, the number it is made fastest for, the most."),
+    AfterValidator(one_to_most),
 ]
 Level = Annotated[
     int, Field(ge=0, le=5, description="How long the builder searches: 0 shortest, 5 longest; 3 is the runtime's own default.")

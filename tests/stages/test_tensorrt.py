@@ -103,7 +103,7 @@ def test_the_network_is_strongly_typed_and_gives_the_class_map_alone(onnx, tmp_p
 def test_settings_reach_the_builder(onnx, tmp_path, host):
     here = host()
     settings = {
-        "batch": [2, 3, 4],
+        "batch": [1, 3, 4],
         "workspace_mb": 64,
         "optimization_level": 5,
         "hardware_compatible": "ampere_plus",
@@ -111,13 +111,19 @@ def test_settings_reach_the_builder(onnx, tmp_path, host):
     }
     facts = row(**settings).build(onnx, tmp_path)
     config, trt = here.trt.configs[0], here.trt
-    assert [shape[0] for shape in config.batch] == [2, 3, 4] and config.said["builder_optimization_level"] == 5
+    assert [shape[0] for shape in config.batch] == [1, 3, 4] and config.said["builder_optimization_level"] == 5
     assert config.real.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
     assert config.said["hardware_compatibility_level"] == trt.HardwareCompatibilityLevel.AMPERE_PLUS
     assert config.real.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE) and not config.real.get_flag(trt.BuilderFlag.TF32)
-    assert facts["built"]["options"] == {**settings, "batch": (2, 3, 4), "tf32": False}
-    with pytest.raises(BadData, match=r"does not take images of shape .1, 64, 96, 3.: it was built for 2 to 4 images of .64, 96."):
-        row(**settings).open(tmp_path, facts)(pictures(1))
+    assert facts["built"]["options"] == {**settings, "batch": (1, 3, 4), "tf32": False}
+    with pytest.raises(BadData, match=r"does not take images of shape .5, 64, 96, 3.: it was built for 1 to 4 images of .64, 96."):
+        row(**settings).open(tmp_path, facts)(pictures(5))
+
+
+@pytest.mark.parametrize("batch", [[2, 4, 8], [4, 4, 4], [1, 8, 4], [8, 1, 1]], ids=str)
+def test_an_engine_that_does_not_take_one_image_is_refused_before_it_is_built(batch):
+    with pytest.raises(ValueError, match=r"are no batches \[fewest, best, most\]: begin with 1"):
+        row(batch=batch)
 
 
 def test_a_level_the_version_lacks_is_told_with_the_version(onnx, tmp_path, host):
@@ -132,16 +138,16 @@ def test_a_network_of_a_fixed_batch_is_built_for_that_batch_and_no_other(onnx, t
 
     proto = onnx_package.load(onnx.file("model.onnx"))
     for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 2
+        value.type.tensor_type.shape.dim[0].dim_value = 1
     onnx_package.save(proto, tmp_path / "model.onnx")
     fixed = Artifact("fixed", "OnnxModel", "x", tmp_path, onnx.facts)
     host()
-    with pytest.raises(BadData, match="asks for other batches than the network's fixed 2"):
+    with pytest.raises(BadData, match="asks for other batches than the network's fixed 1"):
         row().build(fixed, tmp_path)
-    session = row(batch=[2, 2, 2]).open(tmp_path, row(batch=[2, 2, 2]).build(fixed, tmp_path))
-    assert (session(pictures(2)) == open_session(onnx)(pictures(2))).all()
-    with pytest.raises(BadData, match="it was built for 2 to 2 images"):
-        session(pictures(1))
+    session = row(batch=[1, 1, 1]).open(tmp_path, row(batch=[1, 1, 1]).build(fixed, tmp_path))
+    assert (session(pictures(1)) == open_session(onnx)(pictures(1))).all()
+    with pytest.raises(BadData, match="it was built for 1 to 1 images"):
+        session(pictures(2))
 
 
 def built(folder, onnx, timing=None, **settings):
@@ -211,7 +217,7 @@ def test_what_was_not_tried_for_lack_of_memory_is_a_warning_about_quality(onnx, 
 
 def test_layers_and_their_times_lie_beside_the_plan(onnx, tmp_path, host):
     host()
-    row(batch=[2, 2, 2]).build(onnx, tmp_path)
+    row(batch=[1, 1, 2]).build(onnx, tmp_path)
     found = json.loads((tmp_path / "engine.layers.json").read_text())
     names = [entry["name"] for entry in found["profile"]["layers"]]
     assert found["layers"] == {"Layers": names} and len(names) > 40

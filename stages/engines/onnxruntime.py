@@ -1,6 +1,7 @@
-"""ONNX Runtime: runs the ONNX file on the CPU, its last step in the form that is fastest there, or as it is through CUDA and TensorRT.
+"""ONNX Runtime: runs the ONNX file on the CPU, its last step in the form that is fastest there, or as it is through CUDA.
 
-The runtime falls back to the CPU when a provider does not load; here that is an error, found by reading the session back.
+The runtime falls back to the CPU when a provider does not load; here that is an error, found by reading the session back. Which nodes a
+provider that did load leaves to the CPU is not read back.
 """
 
 import os
@@ -16,7 +17,7 @@ from pipeline.errors import Missing
 from stages import machine, onnxfile
 from stages.engines import Engine, _forms, _tail, answer, need, opening
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntime(Engine):
@@ -25,7 +26,7 @@ class OnnxRuntime(Engine):
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "onnxruntime"
 
-    provider: Literal["cpu", "cuda", "tensorrt"] = Field("cpu", description="What computes; it must load, there is no fallback.")
+    provider: Literal["cpu", "cuda"] = Field("cpu", description="What computes; it must load, there is no fallback.")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of one run; none: what the runtime chooses.")
 
     @classmethod
@@ -88,7 +89,7 @@ def session_of(path: Path, provider: str = "cpu", threads: int | None = None, ta
     if session.get_providers()[0] != wanted:
         raise Missing(
             f"provider: {provider} was asked for, the session runs on {session.get_providers()[0]}: the provider's libraries did not load. "
-            "Install the CUDA, cuDNN (and TensorRT) versions this onnxruntime-gpu is built for, or write provider: cpu"
+            "Install the CUDA and cuDNN versions this onnxruntime-gpu is built for, or write provider: cpu"
         )
     ran = {"runtime": f"onnxruntime {ort.__version__}", "provider": wanted, "precision": "as exported", "threads": threads}
     ran |= {"argmax": "native" if tail else "graph"}

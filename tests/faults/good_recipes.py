@@ -70,7 +70,7 @@ stages:
   onnx: {kind: export, data: photos, checkpoint: student, exporter: dynamo, dynamic_batch: true, logits: false}
   plain: {kind: optimize, checkpoint: student, engine: {kind: pytorch, precision: bf16, device: cpu, threads: null}}
   engine: {kind: optimize, onnx: onnx, engine: {kind: openvino, precision: f32}}
-  quick: {kind: optimize, onnx: onnx, engine: {kind: onnxruntime, provider: tensorrt}}
+  quick: {kind: optimize, onnx: onnx, engine: {kind: onnxruntime, provider: cuda}}
   measured:
     kind: validate
     data: photos

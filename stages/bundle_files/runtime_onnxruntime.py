@@ -50,7 +50,10 @@ def opened(file: Path, settings: dict):
 
     wanted = PROVIDERS[settings["provider"]]
     if wanted not in onnxruntime.get_available_providers():
-        raise Unfit(f"this engine was made for {wanted}, which is not part of the installed onnxruntime")
+        raise Unfit(
+            f"this engine was made for {wanted}, which is not part of the installed onnxruntime: pip uninstall onnxruntime, then install "
+            "onnxruntime-gpu[cuda,cudnn] in the version of requirements.txt"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if settings["provider"] != "cpu":
@@ -60,5 +63,8 @@ def opened(file: Path, settings: dict):
     how = {"use_tf32": "0"} if settings["provider"] == "cuda" else {}
     session = onnxruntime.InferenceSession(file, options, providers=[(wanted, how)])
     if session.get_providers()[0] != wanted:
-        raise Unfit(f"this engine was made for {wanted}; onnxruntime gives {session.get_providers()[0]} on this machine")
+        raise Unfit(
+            f"this engine was made for {wanted}; onnxruntime gives {session.get_providers()[0]} on this machine, for want of CUDA, cuDNN "
+            "or a driver that knows this CUDA: install onnxruntime-gpu[cuda,cudnn] in the version of requirements.txt, or a newer driver"
+        )
     return session

@@ -34,7 +34,10 @@ class OnnxRuntime(Engine):
         return ("onnxruntime", "onnxruntime-gpu")
 
     def requirements(self, version: Callable[..., str] = machine.version) -> list[str]:
-        return [version("onnxruntime", "onnxruntime-gpu").replace(" ", "==")]
+        if self.provider == "cpu":
+            return [version("onnxruntime", "onnxruntime-gpu").replace(" ", "==")]
+        # Its wheel holds neither CUDA nor cuDNN. Here torch brings them.
+        return [version("onnxruntime-gpu", "onnxruntime").replace("onnxruntime-gpu ", "onnxruntime-gpu[cuda,cudnn]==").replace(" ", "==")]
 
     def environment(self) -> dict[str, str]:
         found = {"runtime": machine.version("onnxruntime", "onnxruntime-gpu"), "cpu": machine.cpu_name()}
@@ -89,7 +92,8 @@ def session_of(path: Path, provider: str = "cpu", threads: int | None = None, ta
     if session.get_providers()[0] != wanted:
         raise Missing(
             f"provider: {provider} was asked for, the session runs on {session.get_providers()[0]}: the provider's libraries did not load. "
-            "Install the CUDA and cuDNN versions this onnxruntime-gpu is built for, or write provider: cpu"
+            "Install the CUDA and cuDNN versions this onnxruntime-gpu is built for (pip install 'onnxruntime-gpu[cuda,cudnn]'), "
+            "or write provider: cpu"
         )
     ran = {"runtime": f"onnxruntime {ort.__version__}", "provider": wanted, "precision": "as exported", "threads": threads}
     ran |= {"argmax": "native" if tail else "graph"}

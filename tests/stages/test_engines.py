@@ -141,6 +141,30 @@ def test_a_session_that_fell_back_is_an_error(line, tmp_path, monkeypatch):
         onnxruntime.session_of(line[1]["OnnxModel"].file("model.onnx"), "cuda")
 
 
+@pytest.mark.skipif(machine.has_device(), reason="this machine has a GPU")
+def test_a_bundle_of_a_cuda_engine_asks_for_cuda_and_cudnn_and_its_runner_names_them(line, monkeypatch):
+    import onnxruntime as ort
+
+    from stages.bundle_files import runtime_onnxruntime as runtime
+
+    def version(*names):
+        return next(f"{name} 1.31.1" for name in names)
+
+    needed = {
+        provider: onnxruntime.OnnxRuntime(kind="onnxruntime", provider=provider).requirements(version) for provider in ("cpu", "cuda")
+    }
+    assert needed == {"cpu": ["onnxruntime==1.31.1"], "cuda": ["onnxruntime-gpu[cuda,cudnn]==1.31.1"]}
+    file, settings = line[1]["OnnxModel"].file("model.onnx"), {"provider": "cuda", "threads": 1}
+    with pytest.raises(runtime.Unfit, match=r"not part of the installed onnxruntime: .* onnxruntime-gpu\[cuda,cudnn\]"):
+        runtime.opened(file, settings)
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ort, "InferenceSession", lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]))
+    with pytest.raises(runtime.Unfit, match=r"gives CPUExecutionProvider on this machine, for want of CUDA, cuDNN or a driver"):
+        runtime.opened(file, settings)
+
+
 def test_bf16_on_a_cpu_without_it_is_an_error(line, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "has_bf16", lambda: False)
     with pytest.raises(Missing, match="Write precision: f32"):

@@ -143,9 +143,12 @@ def tuned(stage: Aware, inputs: dict[str, Artifact], job: Job) -> Made:
 
 def require_fit(stage: Aware, data: Artifact, student: Model, teacher: Model) -> None:
     """What was not known before the inputs were there, said before anything is trained."""
+    from stages.samples import open_samples
+
     size = image_size(data.facts["size"])
     if advice := padded(size, student.multiple):
         raise BadData(advice)
+    open_samples(data, stage.split)  # after training, the file is compared on it
     if misfits := stage.fit.misfits(size, *coarser(student, teacher)):
         raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
 

@@ -57,11 +57,13 @@ class Export(Stage):
         from stages import graph
         from stages.measure.flops import flops
         from stages.models import open_model, row_of
+        from stages.samples import open_samples
 
         data, checkpoint = inputs["data"], inputs["checkpoint"]
         row, size = row_of(checkpoint), image_size(data.facts["size"])
         if advice := padded(size, row.multiple):
             raise BadData(advice)
+        open_samples(data, self.split)  # one that is not there is told before the work that is compared on it
         module = open_model(checkpoint)
         folded = row.folded(module)
         work = {"before": flops(module, size, row.aux_keys), "after": flops(folded, size, row.aux_keys)}

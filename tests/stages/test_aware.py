@@ -231,6 +231,8 @@ def test_what_shows_only_in_the_inputs_is_said_before_training(line, tmp_path):
     other = Artifact("other", "Checkpoint", "x", line.student.folder, line.student.facts | {"classes": ["a", "b"]}, {})
     with pytest.raises(BadData, match="must be the same, in the same order"):
         stage_of().run({"data": line.data, "checkpoint": line.student, "teacher": other}, Job(tmp_path))
+    with pytest.raises(BadData, match="data has no split 'test': it has train, val"):
+        stage_of(split="test").run({"data": line.data, "checkpoint": line.student}, Job(tmp_path))
     with pytest.raises(BadRecipe, match=r"fit\.crop"):
         stage_of(fit={"crop": [40, 40]}).run({"data": line.data, "checkpoint": line.student}, Job(tmp_path))
 

@@ -165,6 +165,13 @@ def test_sizes_the_network_cannot_divide_are_named_with_the_padded_size(line):
         stage.run({"data": odd, "checkpoint": student}, None)
 
 
+def test_a_split_that_is_not_there_is_told_before_anything_is_exported(line, tmp_path, monkeypatch):
+    _, dataset, student, _ = line
+    monkeypatch.setattr(graph, "exported", None)
+    with pytest.raises(BadData, match="data has no split 'test': it has train, val"):
+        small_line.exported(tmp_path, dataset, student, split="test")
+
+
 def message(*fields):
     """Protocol buffers by hand: (number, int) is a varint, (number, bytes) a length-delimited field."""
     out = b""

@@ -41,7 +41,7 @@ class Latency(BaseModel):
 class Validate(Stage):
     kind: Literal["validate"]
     makes: ClassVar[str] = "Measurement"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     reproducible: ClassVar[bool] = False  # time is measured
 
     data: Dataset

@@ -8,6 +8,8 @@ from stages import machine
 from stages.engines import TABLE as ENGINES
 from stages.engines import Session
 
+BESIDE = ("engine.json", "engine.timing", "engine.layers.json")  # of an engine: what tells of it, or serves the next build
+
 
 def open_session(artifact: Artifact, threads: int | None = None) -> Session:
     """A Checkpoint runs eager in float32, on the GPU where there is one; an OnnxModel in onnxruntime on the CPU; an Engine as built.
@@ -59,9 +61,9 @@ def require_same_table(one: Artifact, other: Artifact) -> None:
 
 
 def weight_bytes(artifact: Artifact) -> int:
-    """What a device would have to hold on disk: the weights, the ONNX file, or all files of the engine."""
+    """What a device would have to hold on disk: the weights, the ONNX file, or all files of the engine that running it takes."""
     names = {"Checkpoint": "weights.safetensors", "OnnxModel": "model.onnx", "Engine": "engine.*"}
-    return sum(file.stat().st_size for file in artifact.folder.glob(names[artifact.kind]) if file.name != "engine.json")
+    return sum(file.stat().st_size for file in artifact.folder.glob(names[artifact.kind]) if file.name not in BESIDE)
 
 
 def parameter_count(artifact: Artifact, session: Session) -> int | None:

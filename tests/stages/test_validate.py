@@ -8,9 +8,10 @@ from onnx import TensorProto
 from onnx import helper as onnx_helper
 from PIL import Image
 
+from pipeline.artifact import Artifact
 from pipeline.errors import BadData, Stopped
 from stages.measure.fingerprint import Fingerprint
-from stages.measure.predict import open_session
+from stages.measure.predict import open_session, weight_bytes
 from stages.samples import open_samples
 from stages.validate import Validate, chosen, said
 from tests.stages import small_hops, small_line
@@ -167,6 +168,18 @@ def test_the_measurement_holds_what_its_readers_look_for(line):
     assert len(latency["samples_image_cpu_ms"]) == 4 and found["models"]["engine"]["runtime"] == "onnxruntime on CPUExecutionProvider"
     assert measured.facts["boundary_f"]["teacher"] == pytest.approx(found["models"]["teacher"]["boundary_f"], abs=1e-3)
     assert measured.facts["miou"]["engine"] == pytest.approx(found["models"]["engine"]["miou"], abs=1e-3)
+
+
+def test_an_engine_is_as_large_as_what_runs_it(tmp_path):
+    for name, size in {
+        "engine.plan": 700,
+        "engine.tail.onnx": 20,
+        "engine.json": 3,
+        "engine.timing": 5000,
+        "engine.layers.json": 900,
+    }.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    assert weight_bytes(Artifact("engine", "Engine", "x", tmp_path, {})) == 720
 
 
 def test_pictures_show_colours_and_hold_class_numbers(line):

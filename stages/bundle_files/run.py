@@ -4,7 +4,7 @@ python run.py picture.png                 writes picture_mask.png
 python run.py picture.jpg -o mask.png
 python run.py --check                     looks whether this folder is whole and this machine computes what it should
 
-Ends with 0; with 2 if the picture or this machine is of no use; with 7 if a file is not the one that was bundled.
+Ends with 0; with 2 if the picture, the mask's place or this machine is of no use; with 7 if a file is not the one that was bundled.
 """
 
 import sys
@@ -31,7 +31,9 @@ LONGEST = 1 << 20  # bytes of a JSON file
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", nargs="?", type=Path, help="a PNG or JPEG file")
-    parser.add_argument("-o", "--output", type=Path, help="where the mask goes (PNG); default: PICTURE_mask.png beside the picture")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="where the mask goes (a PNG by any name); default: PICTURE_mask.png beside the picture"
+    )
     parser.add_argument("--check", action="store_true", help="verify every file and run the sample picture")
     given = parser.parse_args()
     try:
@@ -71,7 +73,10 @@ def mask(picture: Path, output: Path) -> int:
     (run, how), names = engine(bundle), read("classes.json")["classes"]
     image = opened(picture)
     found = predicted(image, run)
-    painted(found).save(output)
+    try:
+        painted(found).save(output, format="PNG")  # whatever it is called: other formats change class numbers
+    except OSError as error:
+        raise Problem(f"{output} cannot be written ({error.strerror or error}): name another place with -o") from None
     shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
     print(f"{output}: {image.width} x {image.height} pixels; argmax {how}")
     for k in np.argsort(-shares, kind="stable"):
@@ -114,7 +119,12 @@ def predicted(image, run):
     if any(type(n) is not int or n < 1 for n in size) or height * width > LARGEST:
         raise Changed(f"preprocessing.json asks for pictures of {str(size)[:80]}: fetch this folder again")
     small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-    found = run(np.array(small, dtype=np.uint8)[None])[0]  # (1, H, W, 3) -> (H, W)
+    try:
+        found = run(np.array(small, dtype=np.uint8)[None])[0]  # (1, H, W, 3) -> (H, W)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # of the runtime: each has its own kinds
+        raise Problem(f"the engine opens here and does not compute: {type(error).__name__}: {str(error)[:300]}") from None
     if image.size == (width, height):
         return found
     return np.asarray(Image.fromarray(found).resize(image.size, Image.Resampling.NEAREST))

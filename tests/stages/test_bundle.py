@@ -200,6 +200,29 @@ def test_bad_pictures_get_one_line(packed, tmp_path):
     assert run(folder).returncode == 2
 
 
+def test_a_mask_is_a_png_by_any_name_and_a_place_that_takes_none_gets_one_line(packed, tmp_path):
+    folder = copied(packed[1], tmp_path)
+    for name in ("mask.jpg", "mask"):
+        done = run(folder, folder / "sample.png", "-o", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert (np.asarray(Image.open(tmp_path / name, formats=["PNG"])) == np.asarray(Image.open(folder / "expected.png"))).all()
+    for place in (tmp_path, tmp_path / "absent/mask.png"):
+        done = run(folder, folder / "sample.png", "-o", place)
+        assert done.returncode == 2 and f"{place} cannot be written" in done.stderr and "name another place with -o" in done.stderr
+
+
+def test_a_runtime_that_stops_while_it_computes_is_told_as_this_machines_failing(tmp_path, monkeypatch):
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"input": {"size": [32, 40]}}))
+    monkeypatch.setattr(runner, "HERE", tmp_path)
+
+    def engine(images):
+        raise ValueError("CUDA failure 2: out of memory")
+
+    with pytest.raises(runner.Problem, match="does not compute: ValueError: CUDA failure 2: out of memory") as told:
+        runner.predicted(Image.new("RGB", (40, 32)), engine)
+    assert told.value.code == 2
+
+
 def test_a_bundle_that_fails_on_its_own_sample_is_not_published(packed, tmp_path, monkeypatch):
     import stages.validate
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.errors import Stillhouse
 from stages import machine
-from stages.bundle import FILES, Bundle
+from stages.bundle import FILES, Bundle, least_agreement
 from stages.bundle_files import run as runner
 from stages.engines import TABLE
 from stages.measure.predict import fitted, open_session
@@ -251,6 +251,15 @@ def test_an_engine_that_is_built_again_elsewhere_is_packed_with_the_file_it_was_
     text = "a device builds engine again from the packed ONNX file, and it was built from fp16: write onnx: fp16"
     assert STAGE.problems({"engine": engine}) == [(("onnx",), text)]
     assert STAGE.model_copy(update={"onnx": "fp16"}).problems({"engine": engine}) == []
+
+
+@pytest.mark.parametrize(
+    ("runtime", "graph", "least"),
+    [(None, "f32", 0.999), ("bf16", "f32", 0.98), (None, "fp16", 0.995), ("f32", "int8", 0.98), ("bf16", "fp16", 0.98)],
+)
+def test_another_machine_must_reproduce_what_the_coarser_of_graph_and_arithmetic_allows(runtime, graph, least):
+    settings = {"kind": "openvino", "precision": runtime} if runtime else {"kind": "tensorrt"}
+    assert least_agreement({"engine": settings, "onnx": {"precision": graph}}) == least
 
 
 def test_the_runner_resizes_as_the_data_stage_does(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.measure.quiet import reasons_of
 from stages.rules import CPU_TIMES, MISMATCHES, RELEASED, TIMES, Rule
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ class Evidence:
         self._counted: dict[tuple[str, str | None], Any] = {}  # by pair: a gate may have a rule for every class
         self._resampled: dict[tuple[str, str | None], Any] = {}
 
-    def noise(self) -> str | None:
-        """Why times by the clock say nothing; None where they do."""
-        conditions = self.measurement.get("conditions")
-        return None if not conditions or conditions["valid"] else "; ".join(conditions["reasons"])
+    def noise(self, model: str) -> str | None:
+        """Why its times by the clock say nothing; None where they do. What it may be compared with was timed on the same machine."""
+        return "; ".join(reasons_of(self.measurement.get("conditions"), model)) or None
 
     def figure(self, rule: Rule) -> float | None:
         """Of the model judged; None where it was not measured."""

@@ -24,7 +24,7 @@ __all__ = ("METRICS", "Gate", "Rule")
 class Gate(Stage):
     kind: Literal["gate"]
     makes: ClassVar[str] = "Verdict"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     measured: Annotated[str, Takes(("Measurement",)), Field(description="The stage whose figures are judged.")]
     rules: list[Rule] = Field(min_length=1, description="All of them must hold.")
@@ -104,8 +104,12 @@ def judged(rules: list[Rule], measured: Artifact, released: Any) -> dict[str, An
 
 
 def machine_of(measurement: dict[str, Any]) -> str:
-    """E.g. `AMD EPYC, 2 cores, no GPU`"""
-    facts = measurement.get("machine") or {}
+    """E.g. `AMD EPYC, 2 cores, no GPU`, and the target where models were measured on one"""
+    target = measurement.get("target")
+    return _machine(measurement.get("machine") or {}) + (f"; target {target['name']}: {_machine(target['facts'])}" if target else "")
+
+
+def _machine(facts: dict[str, Any]) -> str:
     gpus = ", ".join(gpu["name"] for gpu in facts.get("gpus") or []) or "no GPU"
     return f"{facts['cpu']}, {facts['cores']} core{'s' if facts['cores'] != 1 else ''}, {gpus}" if facts.get("cpu") else "not known"
 

@@ -47,7 +47,7 @@ def judge_one(
             why = f" ({reason})" if (reason := evidence.unmeasured(rule)) else ""
             return entry | {"text": f"{rule.metric} of {unknown} was not measured{why}; {asked(rule)} was asked"}
         entry["value_against"], text = against, spoken(rule, of, against, {})
-        if rule.metric in TIMES and (noise := evidence.noise()):
+        if rule.metric in TIMES and (noise := evidence.noise(rule.of)):
             raise Busy(noise)
         if rule.is_tail_of_two and rule.sure is not False:
             raise Unknown(rule.instead)

@@ -107,7 +107,7 @@ class Validate(Stage):
         return self.model_copy(update={"latency": brief, "pictures": min(2, self.pictures)})
 
     def run(self, inputs: dict[str, Any], job: Job) -> Made:
-        from stages.measure import waterfall
+        from stages.measure import quiet, waterfall
         from stages.measure.accuracy import accuracy
         from stages.measure.changes import changes, compared
         from stages.measure.kept import kept
@@ -134,7 +134,7 @@ class Validate(Stage):
             models[name]["latency"] = latency
         how = self.latency.model_dump() | {"size": data.facts["size"], "between": going_on(job)}
         raced = races(self.pairs, (reference, *candidates), turning(samples), job, how) if self.pairs else []
-        for name, verdict in kept(models, conditions is None or conditions["valid"]).items():
+        for name, verdict in kept(models, [name for name in models if quiet.reasons_of(conditions, name)]).items():
             models[name]["kept"] = verdict
         measurement = {"split": self.split, "images": len(samples), "classes": data.facts["classes"], "colours": data.facts["colours"]}
         measurement |= {"fingerprint": found.fingerprint, "mismatch": found.mismatch}
@@ -161,6 +161,8 @@ def said(measurement: dict[str, Any], rehearsing: bool) -> list[str]:
     lines += [measurement["waterfall"]["text"]] if measurement["waterfall"]["hops"] else []
     lines += [f"{one['candidate']} against {one['baseline']}: {one['told']}" for one in measurement.get("pairs", [])]
     lines += [f"{name}: INT8 {model['kept']['why']}" for name, model in models.items() if "kept" in model]
+    if conditions and (far := conditions.get("not_watched")):
+        lines.append(f"while {', '.join(far['models'])} ran on target {far['target']}, nobody watched how quiet that machine was")
     if conditions and not conditions["valid"]:
         why = "; ".join(conditions["reasons"])
         lines.append(f"times are inconclusive: {why}. If that leaves a gate undecided, the next run measures again")
@@ -234,10 +236,19 @@ def latencies(
 
     how = settings.model_dump(exclude={"tolerance"})
     found = measure(models, images, size, job.state, **how, between=going_on(job), remote=remote, watch=watch)
-    seen = watch.end()
+    return found, judged(watch, found, [model.name for model in models if "foreign" in model.facts], job)
+
+
+def judged(watch: Any, found: dict[str, dict[str, Any]], far: list[str], job: Job) -> dict[str, Any]:
+    """How quiet it was, and whether the times count. Nobody watches a target: its times (`far`) are judged by themselves alone."""
+    from stages.measure import quiet
+
     on_gpu = {name: one["samples_engine_ms"] for name, one in found.items() if one["on_gpu"]}
-    why = quiet.reasons(seen, on_gpu)
-    return found, {"valid": not why, "reasons": why} | seen
+    here, there = ({name: times for name, times in on_gpu.items() if (name in far) is where} for where in (False, True))
+    seen = watch.end() if len(far) < len(found) else {"order": watch.order}
+    why, unsteady = quiet.reasons(seen, here) if len(far) < len(found) else [], quiet.unsteady(there)
+    conditions = {"valid": not why + unsteady, "reasons": why + unsteady} | seen
+    return conditions | ({"not_watched": {"target": job.target.name, "models": far, "reasons": unsteady}} if far else {})
 
 
 def turning(samples) -> "list[np.ndarray]":

@@ -3,6 +3,7 @@
 A sibling runs the same network on the same runtime and device; the one in fp16 or bf16 is asked, without one that in f32.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from stages.measure.allowed import BY_PRECISION
@@ -11,15 +12,16 @@ from stages.measure.waterfall import points
 SIBLINGS = (("fp16", "bf16"), ("f32",))  # the first group that was measured
 
 
-def kept(models: dict[str, dict[str, Any]], valid: bool) -> dict[str, dict[str, Any]]:
+def kept(models: dict[str, dict[str, Any]], disturbed: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """{"kept": True, False or None (cannot be told), "why": a sentence} for every INT8 engine of measurement.json's models.
 
-    `valid`: whether the clock can be believed; on a busy machine speed is not told.
+    `disturbed`: models whose times by the clock cannot be believed; on a busy machine speed is not told.
     """
-    return {name: judged(name, models, valid) for name, one in models.items() if one["artifact"] == "Engine" and one["precision"] == "int8"}
+    int8 = [name for name, one in models.items() if one["artifact"] == "Engine" and one["precision"] == "int8"]
+    return {name: judged(name, models, disturbed) for name in int8}
 
 
-def judged(name: str, models: dict[str, dict[str, Any]], valid: bool) -> dict[str, Any]:
+def judged(name: str, models: dict[str, dict[str, Any]], disturbed: Collection[str]) -> dict[str, Any]:
     one, sibling = models[name], sibling_of(name, models)
     first, limit = models.get(one["first"]), BY_PRECISION["int8"].drop
     loss = None if first is None else first["miou"] - one["miou"]
@@ -33,7 +35,7 @@ def judged(name: str, models: dict[str, dict[str, Any]], valid: bool) -> dict[st
     other = models[sibling]
     times = [model["latency"]["image_ms"]["p50"] for model in (one, other)]
     figures = f"{times[0]:.3g} ms against {times[1]:.3g} ms of {sibling} ({other['precision']}), {lost}"
-    if not valid:
+    if {name, sibling} & set(disturbed):
         return {"kept": None, "why": f"cannot be told, the machine was not quiet: {figures}"}
     if times[0] >= times[1]:
         return {"kept": False, "why": f"not kept, it is no faster: {figures}"}

@@ -110,8 +110,21 @@ def reasons(seen: dict[str, Any], on_gpu: dict[str, list[float]]) -> list[str]:
         found.append(f"{seen['running']:.1f} other programs wanted to run at a time, and there are {seen['cores']} cores")
     if on_gpu:
         found += [text for k, gpu in enumerate(seen["gpus"]) for text in _of_gpu(k, gpu)]
-        found += [text for name, times in on_gpu.items() if (text := _of_times(name, times))]
+        found += unsteady(on_gpu)
     return found
+
+
+def unsteady(on_gpu: dict[str, list[float]]) -> list[str]:
+    """What times on a GPU tell against themselves, wherever they were taken."""
+    return [text for name, times in on_gpu.items() if (text := _of_times(name, times))]
+
+
+def reasons_of(conditions: dict[str, Any] | None, model: str) -> list[str]:
+    """Those of a measurement's reasons that speak of this model: the machine that was watched is not the one that timed a target's."""
+    if not conditions:
+        return []
+    far = conditions.get("not_watched") or {"models": [], "reasons": []}
+    return far["reasons"] if model in far["models"] else [text for text in conditions["reasons"] if text not in far["reasons"]]
 
 
 def _over_time(states: tuple[dict, ...]) -> dict[str, Any]:

@@ -128,8 +128,11 @@ def _details(facts: dict) -> Safe:
     about = {f"data set {d['stage']}" if several else "data set": _data(d) for d in facts["data"]}
     about |= {"exit code": facts["run"]["exit"]} | flat(facts["machine"])
     about |= {f"measured on: {k}": v for k, v in flat(measured_on).items() if about.get(k) != v}
+    if target := facts["measured"] and facts["measured"]["target"]:
+        about |= {f"measured on target {target['name']}: {k}": v for k, v in flat(target["machine"]).items()}
     conditions = facts["measured"] and facts["measured"]["conditions"]
     about |= {f"while times were measured: {k}": v for k, v in conditions["seen"].items()} if conditions else {}
+    about |= {"while times were measured: not watched": conditions["not_watched"]} if conditions and conditions["not_watched"] else {}
     return el(
         "section",
         el("h2", "The run"),

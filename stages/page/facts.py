@@ -142,6 +142,7 @@ def _about(artifact: Artifact | None, measurement: dict, artifacts: dict[str, Ar
         "size": _pair(size),
         "reference": name(measurement.get("reference", "")),
         "machine": plain(_mapping(measurement.get("machine"))),
+        "target": of_measurement.target(measurement),
         "conditions": of_measurement.conditions(measurement),
     }
 

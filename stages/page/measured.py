@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .words import clean, name, number
+from .words import clean, name, number, plain
 
 SEEN = {  # of stages/measure/quiet.py
     "seconds": "seconds of measuring",
@@ -25,7 +25,7 @@ def waterfall(measurement: dict) -> dict | None:
 
 
 def conditions(measurement: dict) -> dict | None:
-    """{"valid", "reasons", "seen"} of the times; None where none were measured."""
+    """{"valid", "reasons", "seen", "not_watched"} of the times; None where none were measured."""
     told = _mapping(measurement.get("conditions"))
     if not told:
         return None
@@ -33,7 +33,15 @@ def conditions(measurement: dict) -> dict | None:
     seen = {word: number(told.get(key)) for key, word in SEEN.items()}
     mhz = told.get("mhz") if isinstance(told.get("mhz"), list) else []
     seen["processor clocks, MHz"] = " to ".join(f"{value:g}" for value in map(number, mhz[:2]) if value is not None) or None
-    return {"valid": told.get("valid") is True, "reasons": [clean(reason, 200) for reason in reasons[:8]], "seen": seen}
+    found = {"valid": told.get("valid") is True, "reasons": [clean(reason, 200) for reason in reasons[:8]], "seen": seen}
+    return found | {"not_watched": _not_watched(_mapping(told.get("not_watched")))}
+
+
+def target(measurement: dict) -> dict | None:
+    """{"name", "machine"} of the machine on which some of the models ran; None where all ran on this one."""
+    told = _mapping(measurement.get("target"))
+    facts = {key: value for key, value in _mapping(told.get("facts")).items() if key != "packages"}
+    return {"name": name(told.get("name", "")), "machine": plain(facts)} if told else None
 
 
 def kept(model: dict) -> dict | None:
@@ -55,6 +63,11 @@ def _hop(one: dict) -> dict:
         "state": one.get("state") if one.get("state") in STATES else None,
         "worst": {"class": name(worst.get("class", "")), "change": number(worst.get("change"))} if worst else None,
     } | {key: number(one.get(key)) for key in figures}
+
+
+def _not_watched(told: dict) -> str | None:
+    models = told.get("models") if isinstance(told.get("models"), list) else []
+    return f"{', '.join(map(name, models))}: timed on target {name(told.get('target', ''))}" if told else None
 
 
 def _mapping(value: Any) -> dict:

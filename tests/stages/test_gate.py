@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from stages.evidence import Evidence
-from stages.gate import METRICS, Gate, Rule
+from stages.gate import METRICS, Gate, Rule, machine_of
 from stages.judged import judge_one
 from stages.validate import Validate
 from tests.stages import small_line
@@ -276,3 +276,10 @@ def test_only_what_nothing_but_noise_left_open_is_measured_again(tmp_path):
         gate = Gate.model_validate({"kind": "gate", "measured": "measured", "rules": rules[:k]})
         verdict = small_line.made(gate, f"gate{k}", {"measured": measured}, tmp_path)
         assert verdict.facts["passed"] is None and gate.unsettled(verdict.facts) == expected
+
+
+def test_a_verdict_names_the_machine_and_the_target_it_rests_on():
+    here, there = {"cpu": "EPYC", "cores": 2, "gpus": []}, {"cpu": "Cortex", "cores": 1, "gpus": [{"name": "Orin"}]}
+    assert machine_of({"machine": here}) == "EPYC, 2 cores, no GPU" and machine_of({}) == "not known"
+    found = machine_of({"machine": here, "target": {"name": "jetson", "facts": there}})
+    assert found == "EPYC, 2 cores, no GPU; target jetson: Cortex, 1 core, Orin"

@@ -516,9 +516,12 @@ def test_the_state_of_the_machine_the_bounds_and_what_int8_brought_are_shown(tmp
     assert "processor time 7.7 ms an image|INT8 not kept, it is no faster: 4.1 ms against 3.9 ms" in row[0]
     assert "inconclusive: somebody waited; it was hot." in seen.text()
     assert "somebody waited for a core 0.56" in seen.text() and "MHz 800 to 3100" in seen.text()
-    measurement["conditions"] = {"valid": True, "reasons": []}
+    measurement["conditions"] = {"valid": True, "reasons": [], "not_watched": {"target": "jetson", "models": ["engine"], "reasons": []}}
+    measurement["target"] = {"name": "jetson", "facts": {"cpu": "Cortex-A78AE", "gpus": [], "packages": {"numpy": "numpy 2.0"}}}
     artifacts["measured"].file("measurement.json").write_text(json.dumps(measurement))
-    assert "inconclusive" not in Seen(render(run, artifacts)[0]).text()
+    text = Seen(render(run, artifacts)[0]).text()
+    assert "inconclusive" not in text and "not watched engine: timed on target jetson" in text
+    assert "measured on target jetson: cpu Cortex-A78AE" in text and "numpy 2.0" not in text
 
 
 UNREADABLE = ["", "[]", "{}", '{"passed": true}', '{"passed": false, "rules": []}', '{"passed": 1, "rules": [{}]}', "[" * 5000]
@@ -690,7 +693,9 @@ def hostile(folder, payload, stage_name):
     measurement["pictures"][0]["name"] = payload
     measurement["waterfall"]["text"] = payload
     measurement["changes"] = [dict.fromkeys(("of", "against", "problem"), payload)]
-    measurement["conditions"] = {"valid": payload, "reasons": [payload]}
+    far = {"target": payload, "models": [payload]}
+    measurement["conditions"] = {"valid": payload, "reasons": [payload], "not_watched": far}
+    measurement["target"] = {"name": payload, "facts": {payload: payload}}
     measurement["models"]["engine"]["kept"] = {"kept": payload, "why": payload}
     measurement["waterfall"]["hops"][2] |= dict.fromkeys(("name", "from", "precision", "state"), payload) | {"worst": {"class": payload}}
     measurement["models"]["engine"]["ran"] = {payload: payload}

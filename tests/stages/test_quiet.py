@@ -1,8 +1,12 @@
 """A busy machine is told from a quiet one by what its counters gained meanwhile, and what it does not tell is not judged."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from stages.evidence import Evidence
 from stages.measure import nvml, quiet
+from stages.validate import judged
 
 QUIET = {"seconds": 10.0, "cores": 2, "waited": 0.03, "throttled": 0, "stolen": 0.0, "running": 0.1, "gpus": []}
 GPU = {"sm_mhz": [1980, 1980], "slowed": []}
@@ -91,3 +95,22 @@ def test_what_holds_a_clock_back_is_told_in_words():
     assert nvml.slowed(0x1) == [] == nvml.slowed(0x2 | 0x10 | 0x100)  # idle, or set by somebody: no slowdown
     assert nvml.slowed(0x4 | 0x40) == ["power cap", "too hot (hardware)"]
     assert isinstance(nvml.state(), list)
+
+
+def test_what_was_timed_on_a_target_is_not_judged_by_this_machine():
+    class Busy:
+        order = ["far", "near"]
+
+        def end(self):
+            return QUIET | {"waited": 0.5, "order": self.order}
+
+    job = SimpleNamespace(target=SimpleNamespace(name="device"))
+    times = {"far": {"on_gpu": True, "samples_engine_ms": [5.0, 5.0, 6.0]}, "near": {"on_gpu": False, "samples_engine_ms": [5.0, 9.0]}}
+    found = judged(Busy(), times, ["far"], job)
+    busy, unsteady = "in 50% of the time somebody waited for a core (at most 20%)", "the times of far vary by 10.8% (at most 2.5%)"
+    assert quiet.reasons_of(found, "near") == [busy] and quiet.reasons_of(found, "far") == [unsteady]
+    assert found["reasons"] == [busy, unsteady] and not found["valid"]
+    assert [Evidence({"conditions": found}).noise(name) for name in ("near", "far")] == [busy, unsteady]
+    alone = judged(Busy(), {"far": times["near"]}, ["far"], job)
+    assert alone == {"valid": True, "reasons": [], "order": ["far", "near"], "not_watched": alone["not_watched"]}
+    assert Evidence({"conditions": alone}).noise("far") is None

@@ -101,6 +101,8 @@ def test_engines_are_built_measured_and_fetched_over_ssh(line, server, tmp_path)
         for boundary in ("image_ms", "engine_ms"):
             assert len(entry["latency"][f"samples_{boundary}"]) == 12 and 0 < entry["latency"][boundary]["p50"] < 1000
     assert "place" not in measured["models"]["onnx"]["ran"]
+    far = {"target": "device", "models": ["onnxruntime", "openvino"], "reasons": []}
+    assert measured["conditions"] == {"valid": True, "reasons": [], "order": measured["conditions"]["order"], "not_watched": far}
     assert gone([pid for pid in below(server.process.pid)])
 
 

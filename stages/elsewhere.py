@@ -122,15 +122,17 @@ class There:
         """
         from stages import onnxfile
 
-        settings, file, tail = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx")), None
-        if row.argmax == "native":
-            network, tail = row.cut(source, out)
+        settings, file = row.model_dump(mode="json"), onnxfile.check(source.file("model.onnx"))
+        network, tail = row.cut(source, out) if row.argmax == "native" else (row.network(source), None)
+        if network is not None:
             file = state / "model.onnx"
             file.write_bytes(network)
         sent = programs(row.kind)
         given = {one.name: fsops.sha256(one)[1] for one in (file, *sorted(out.glob("engine.*")))}
         for name, sha256 in given.items():
             self.send(file if name == file.name else out / name, sha256, name, sha256)
+        if network is not None:
+            file.unlink()
         key = _digest([given, settings, {name: hashlib.sha256(content).hexdigest() for name, content in sent.items()}, self.facts])
         asked = {"given": given, "key": key, "settings": settings, "programs": {name: len(content) for name, content in sent.items()}}
         answer, _ = self.link.ask("build", b"".join(sent.values()), within=BUILD_S, **asked)

@@ -84,6 +84,10 @@ class Engine(Row):
         """Writes files named engine.* into `out` and returns facts about them; `open` is given these facts again."""
         raise TypeError(f"{type(self).__name__} does not define build()")
 
+    def network(self, source: Artifact) -> bytes | None:
+        """For argmax: graph: the ONNX file that is built here or on a target; None: as it was exported."""
+        return None
+
     def cut(self, source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
         """For argmax: native: the network up to its logits, and what becomes of them; the rest as a graph lies in `out` (_tail.cut)."""
         raise TypeError(f"{type(self).__name__} does not define cut()")

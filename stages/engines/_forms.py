@@ -78,7 +78,7 @@ def where_the_maximum_is(graph: "GraphProto", classes: int) -> None:
         ("Min", ["tail_class", "tail_last"], "tail_bounded", {}),
     ):
         put_before(graph, argmax, helper.make_node(operator, given, [gives], **more))
-    for node in graph.node:  # the Cast to bytes
+    for node in graph.node:  # the Cast
         node.input[:] = ["tail_bounded" if name == argmax.output[0] else name for name in node.input]
     for value in [value for value in graph.value_info if value.name == argmax.output[0]]:
         graph.value_info.remove(value)
@@ -88,8 +88,9 @@ def where_the_maximum_is(graph: "GraphProto", classes: int) -> None:
 def ends(graph: "GraphProto") -> tuple["NodeProto | None", "NodeProto | None"]:
     """The ArgMax over classes that the class map is made of, and the bilinear Resize before it, where they are there."""
     makes = {name: node for node in graph.node for name in node.output}
-    cast = makes.get("classmap")
-    argmax = makes.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+    argmax = makes.get("classmap")
+    for _ in range(2):  # the Cast to bytes, and one to floating point before it, as stages/graph.py writes it
+        argmax = makes.get(argmax.input[0]) if argmax is not None and argmax.op_type == "Cast" else argmax
     found = settings(argmax)
     if found.pop("kind") != "ArgMax" or (found.get("axis"), found.get("keepdims"), found.get("select_last_index", 0)) != (1, 0, 0):
         return None, None

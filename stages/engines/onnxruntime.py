@@ -22,7 +22,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 class OnnxRuntime(Engine):
     kind: Literal["onnxruntime"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "onnxruntime"
 
@@ -55,9 +55,12 @@ class OnnxRuntime(Engine):
             if self.argmax == "native":
                 network, facts["tail"] = self.cut(source, out)
             else:
-                network = _forms.suited(source, _forms.classes_last)
+                network = self.network(source)
         (out / "engine.onnx").write_bytes(network)
         return {**facts, "ran": self.open(out, facts).ran}
+
+    def network(self, source: Artifact) -> bytes | None:
+        return _forms.suited(source, _forms.classes_last) if self.provider == "cpu" else None
 
     def cut(self, source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
         return _tail.cut(source, out, _forms.classes_last)

@@ -24,7 +24,7 @@ TYPES = {"f32": "float32", "bf16": "bfloat16"}  # as the runtime prints them
 
 class OpenVino(Engine):
     kind: Literal["openvino"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[str] = "OnnxModel"
     package: ClassVar[str] = "openvino"
 
@@ -49,12 +49,16 @@ class OpenVino(Engine):
         with opening(file, "onnx", size):
             if self.argmax == "native":
                 network, facts["tail"] = self.cut(source, out)
-            else:  # that form compares values for equality, which bfloat16 may round in one place and not in another
-                network = _forms.suited(source, _forms.where_the_maximum_is) if self.precision == "f32" else file.read_bytes()
+            else:
+                network = self.network(source) or file.read_bytes()
         with tempfile.TemporaryDirectory(dir=out) as folder, opening(file, "openvino", size):
             (Path(folder) / "network.onnx").write_bytes(network)  # read as bytes, a broken one is told of in other words
             ov.save_model(core().read_model(Path(folder) / "network.onnx"), out / "engine.xml", compress_to_fp16=False)
         return {**facts, "ran": self.open(out, facts).ran}
+
+    def network(self, source: Artifact) -> bytes | None:
+        """That form compares values for equality, which bfloat16 may round in one place and not in another."""
+        return _forms.suited(source, _forms.where_the_maximum_is) if self.precision == "f32" else None
 
     def cut(self, source: Artifact, out: Path) -> tuple[bytes, dict[str, Any]]:
         return _tail.cut(source, out, _forms.where_the_maximum_is)

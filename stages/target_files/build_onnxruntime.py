@@ -1,4 +1,4 @@
-"""Builds for onnxruntime on a target: the engine is the ONNX file itself; that the runtime takes it shows when it is opened there."""
+"""Builds for onnxruntime on a target: the engine is the ONNX file as it was sent; opening it shows whether the runtime takes it."""
 
 import os
 import shutil

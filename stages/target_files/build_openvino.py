@@ -1,4 +1,4 @@
-"""Builds for OpenVINO on a target: its own file of the network, weights as exported."""
+"""Builds for OpenVINO on a target: its own file of the network, weights as they were sent."""
 
 import sys
 from importlib import metadata

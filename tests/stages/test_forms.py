@@ -26,7 +26,8 @@ def tail(classes, way, size):
         helper.make_node("Concat", ["before", "size"], ["sizes"], axis=0),
         helper.make_node("Resize", ["logits", "", "", "sizes"], ["large"], mode="linear", coordinate_transformation_mode=way),
         helper.make_node("ArgMax", ["large"], ["number"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["number"], ["classmap"], to=TensorProto.UINT8),
+        helper.make_node("Cast", ["number"], ["classmap_float"], to=TensorProto.FLOAT),  # as stages/graph.py ends it
+        helper.make_node("Cast", ["classmap_float"], ["classmap"], to=TensorProto.UINT8),
     ]
     given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", classes, "h", "w"])
     gives = helper.make_tensor_value_info("classmap", TensorProto.UINT8, ["b", *size])

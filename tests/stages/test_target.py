@@ -21,6 +21,7 @@ from stages.engines import TABLE as ENGINES
 from stages.gate import Gate
 from stages.measure.predict import open_session
 from stages.optimize import Optimize
+from stages.target_files.agent import Agent
 from stages.validate import Validate
 from tests.stages import device_double, small_line
 from tests.stages.loopback import SSHD, Server, below, gone
@@ -304,6 +305,14 @@ def test_times_that_cannot_be_are_refused(line, here, tmp_path, monkeypatch):
         with pytest.raises(Refused, match="gives no 3 times"):
             timer.timed(3)
     timer.end()
+
+
+def test_turns_on_a_target_go_on_through_the_images_as_they_do_here():
+    agent, seen = Agent(), []
+    agent.ways = {"image_ms": [lambda k=k: seen.append(k) for k in range(8)]}
+    for runs in (3, 4, 3):
+        agent.time(b"", runs)
+    assert seen == [0, 1, *(0, 1, 2), 3, 4, *(3, 4, 5, 6), 7, 0, *(7, 0, 1)]  # before the timed ones two that are not
 
 
 def test_what_an_earlier_build_left_goes_there_and_comes_back(line, here, tmp_path, monkeypatch):

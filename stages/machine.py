@@ -70,6 +70,15 @@ def gpus() -> list[dict]:
     return [_gpu(cuda, index) for index in range(count.value)]
 
 
+def bus_id() -> str | None:
+    """Where on the PCI bus the GPU lies that CUDA calls 0 in this process, which is not the driver's own 0 where CUDA_VISIBLE_DEVICES or
+    CUDA's order say otherwise; None without one."""
+    cuda, device, found = _cuda(), ctypes.c_int(0), ctypes.create_string_buffer(32)
+    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), 0) != 0 or cuda.cuDeviceGetPCIBusId(found, len(found), device) != 0:
+        return None
+    return found.value.decode(errors="replace")
+
+
 def version(*distributions: str) -> str:
     """The version of the first of these distributions that is installed, as "name version"; "missing" if none is."""
     for name in distributions:

@@ -73,7 +73,7 @@ def measure(
         for done, (k, many) in enumerate(turns, 1):
             for key, values in children[k].timed(many).items():
                 samples[children[k].name][key] += values
-            watch.turn(children[k].name)
+            watch.turn(children[k].name, on_gpu(children[k].ran) and "foreign" not in models[k].facts)
             between(done, len(turns))
         return {child.name: summary(samples[child.name], child.ran) for child in children}
     finally:
@@ -100,7 +100,11 @@ def of_cpu(boundary: str) -> str:
 def summary(samples: dict[str, list[float]], ran: dict[str, Any]) -> dict[str, Any]:
     found = {key: figures(values) for key, values in samples.items()}
     kept = {f"samples_{key}": [round(value, 5) for value in values] for key, values in samples.items()}
-    return found | {"threads": ran["threads"] or machine.cores(), "on_gpu": ran["provider"] not in CPUS} | kept
+    return found | {"threads": ran["threads"] or machine.cores(), "on_gpu": on_gpu(ran)} | kept
+
+
+def on_gpu(ran: dict[str, Any]) -> bool:
+    return ran["provider"] not in CPUS
 
 
 class Child(Process):

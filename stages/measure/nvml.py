@@ -1,8 +1,10 @@
-"""What the GPUs were doing while time was measured: SM clocks and why they were held back, through the driver's own library (ctypes)."""
+"""What the GPU was doing while time was measured: its SM clock and why it was held back, through the driver's own library (ctypes)."""
 
 import ctypes
 import os
 from functools import cache
+
+from stages import machine
 
 SM_CLOCK = 1  # NVML_CLOCK_SM
 SLOWED = {  # bits of nvmlDeviceGetCurrentClocksEventReasons that make a GPU slower than it could be (nvml.h)
@@ -14,24 +16,19 @@ SLOWED = {  # bits of nvmlDeviceGetCurrentClocksEventReasons that make a GPU slo
 }
 
 
-def state() -> list[dict]:
-    """[{"sm_mhz", "slowed": [...]}] of every GPU, in the driver's order; [] without driver or GPU."""
-    nvml = _library()
-    if nvml is None:
-        return []
-    count = ctypes.c_uint(0)
-    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-        return []
-    return [found for index in range(count.value) if (found := _gpu(nvml, index))]
+def state() -> dict | None:
+    """{"sm_mhz", "slowed": [...]} of the GPU that engines run on, CUDA's 0; None without driver or GPU."""
+    nvml, where = _library(), machine.bus_id()
+    return None if nvml is None or where is None else _gpu(nvml, where)
 
 
 def slowed(reasons: int) -> list[str]:
     return [word for bit, word in SLOWED.items() if reasons & bit]
 
 
-def _gpu(nvml, index: int) -> dict | None:
+def _gpu(nvml, where: str) -> dict | None:
     device, clock, reasons = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_ulonglong(0)
-    if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
+    if nvml.nvmlDeviceGetHandleByPciBusId_v2(where.encode(), ctypes.byref(device)) != 0:
         return None
     known = nvml.nvmlDeviceGetClockInfo(device, SM_CLOCK, ctypes.byref(clock)) == 0
     # The older name of ...ClocksEventReasons: every driver has it.

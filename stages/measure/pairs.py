@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.artifact import Artifact
 from stages.measure import quiet
-from stages.measure.latency import BOUNDARIES, CPUS, Child, of_cpu
+from stages.measure.latency import BOUNDARIES, Child, of_cpu, on_gpu
 from stages.measure.rounds import LOOKS, decide, log_ratio
 
 RUNS = 30  # of either side in a round, at most
@@ -73,10 +73,10 @@ def one_round(
             for k in (1, 0) if swapped else (0, 1):
                 for key, values in children[k].timed(1).items():
                     samples[key][SIDES[k]] += [round(value, 5) for value in values]
-        watch.turn("")
+        watch.turn("", on_gpu(children[k].ran))  # whose run was the last
         seen = {key: value for key, value in watch.end().items() if key != "order"}
-        on_gpu = {SIDES[k]: samples["engine_ms"][SIDES[k]] for k in (0, 1) if children[k].ran["provider"] not in CPUS}
-        return {"order": order, "on_gpu": bool(on_gpu), "seen": seen, "reasons": quiet.reasons(seen, on_gpu), **samples}
+        there = {SIDES[k]: samples["engine_ms"][SIDES[k]] for k in (0, 1) if on_gpu(children[k].ran)}
+        return {"order": order, "on_gpu": bool(there), "seen": seen, "reasons": quiet.reasons(seen, there), **samples}
     finally:
         for child in children.values():
             child.end()

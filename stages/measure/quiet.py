@@ -5,6 +5,7 @@ before, our own training for instance. What a system does not tell is None, and 
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,26 @@ SPREAD = 0.025  # standard deviation of a GPU engine's times against their mean;
 class Watch:
     """Looks at the machine from `begin` to `end`, and after every turn in between. `root`: where proc and sys lie."""
 
-    def __init__(self, root: Path = Path("/"), gpus: Any = nvml.state):
-        self.root, self.gpus = root, gpus
+    def __init__(self, root: Path = Path("/"), gpu: Callable[[], dict | None] = nvml.state):
+        self.root, self.gpu = root, gpu
         self.order: list[str] = []  # whose turn it was
         self.running: list[int] = []
         self.mhz: list[float] = []
-        self.gpu: list[list[dict]] = []
+        self.of_gpu: list[dict] = []
 
     def begin(self) -> None:
         self.before, self.since = self._counters(), time.monotonic()
 
-    def turn(self, name: str) -> None:
-        """After a turn of `name`: its process waits now, so that whatever else wants to run is somebody else's."""
+    def turn(self, name: str, on_gpu: bool = False) -> None:
+        """After a turn of `name`: its process waits now, so that whatever else wants to run is somebody else's. `on_gpu`: of this machine;
+        after other turns its clock tells only that it rested."""
         self.order.append(name)
         time.sleep(SETTLED)
         if (running := self._running()) is not None:
             self.running.append(running)
         self.mhz += self._mhz()
-        self.gpu.append(self.gpus())
+        if on_gpu and (state := self.gpu()) is not None:
+            self.of_gpu.append(state)
 
     def end(self) -> dict[str, Any]:
         """What was seen."""
@@ -54,7 +57,7 @@ class Watch:
             "running": round(sum(self.running) / len(self.running), 2) if self.running else None,
             "load": [self.before["load"], after["load"]],
             "mhz": [min(self.mhz), max(self.mhz)] if self.mhz else None,
-            "gpus": [_over_time(states) for states in zip(*self.gpu, strict=False)],
+            "gpu": _over_time(self.of_gpu) if self.of_gpu else None,
             "order": self.order,
         }
 
@@ -109,7 +112,7 @@ def reasons(seen: dict[str, Any], on_gpu: dict[str, list[float]]) -> list[str]:
     if seen["running"] is not None and seen["running"] + 1 > seen["cores"]:
         found.append(f"{seen['running']:.1f} other programs wanted to run at a time, and there are {seen['cores']} cores")
     if on_gpu:
-        found += [text for k, gpu in enumerate(seen["gpus"]) for text in _of_gpu(k, gpu)]
+        found += _of_gpu(seen["gpu"]) if seen["gpu"] else []
         found += unsteady(on_gpu)
     return found
 
@@ -127,16 +130,16 @@ def reasons_of(conditions: dict[str, Any] | None, model: str) -> list[str]:
     return far["reasons"] if model in far["models"] else [text for text in conditions["reasons"] if text not in far["reasons"]]
 
 
-def _over_time(states: tuple[dict, ...]) -> dict[str, Any]:
+def _over_time(states: list[dict]) -> dict[str, Any]:
     clocks = [one["sm_mhz"] for one in states if one["sm_mhz"] is not None]
     slowed = sorted({word for one in states for word in one["slowed"]})
     return {"sm_mhz": [min(clocks), max(clocks)] if clocks else None, "slowed": slowed}
 
 
-def _of_gpu(k: int, gpu: dict[str, Any]) -> list[str]:
-    found = [f"GPU {k} was slowed down: {', '.join(gpu['slowed'])}"] if gpu["slowed"] else []
+def _of_gpu(gpu: dict[str, Any]) -> list[str]:
+    found = [f"the GPU was slowed down: {', '.join(gpu['slowed'])}"] if gpu["slowed"] else []
     if gpu["sm_mhz"] and gpu["sm_mhz"][1] > gpu["sm_mhz"][0] * (1 + CLOCK_SPREAD):
-        found.append(f"the clock of GPU {k} went from {gpu['sm_mhz'][0]} to {gpu['sm_mhz'][1]} MHz (at most {CLOCK_SPREAD:.0%} apart)")
+        found.append(f"the clock of the GPU went from {gpu['sm_mhz'][0]} to {gpu['sm_mhz'][1]} MHz (at most {CLOCK_SPREAD:.0%} apart)")
     return found
 
 

@@ -125,11 +125,6 @@ class Fit(BaseModel):
             near = [max(multiple, round(side / multiple) * multiple) for side in found]
             where = "crop" if self.crop else "crop is not set, and data.size"
             return [(("crop",), f"{where} {list(found)}: {whose} needs multiples of {multiple}; the nearest is {near}")]
-        if size and any(side % multiple for side in size):
-            near = [max(multiple, round(side / multiple) * multiple) for side in size]
-            return [
-                ((), f"whole images are validated, and data.size is {list(size)}: {whose} needs multiples of {multiple}; set it to {near}")
-            ]
         return []
 
 

@@ -58,12 +58,13 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
 
 
 def require_whole(val: Samples, model: Model) -> None:
-    """Native sizes that the student cannot take whole are found before the first step, not by the validation after the last."""
-    wrong = [entry for entry in (val.entries if val.size is None else ()) if any(side % model.multiple for side in entry["shape"])]
+    """Images that the student cannot take whole, although it can take crops, are told before the first step."""
+    shapes = [val.size] * len(val) if val.size else [tuple(entry["shape"]) for entry in val.entries]
+    wrong = [i for i, shape in enumerate(shapes) if any(side % model.multiple for side in shape)]
     if wrong:
         raise BadData(
-            f"{len(wrong)} of {len(val)} val images do not fit, the first is {wrong[0]['name']} of {wrong[0]['shape']}: {model.kind} needs "
-            f"multiples of {model.multiple}; give the data stage a size"
+            f"{len(wrong)} of {len(val)} val images do not fit, the first is {val.name(wrong[0])} of {list(shapes[wrong[0]])}: "
+            f"{model.kind} takes multiples of {model.multiple}; change the data stage's size"
         )
 
 

@@ -67,7 +67,7 @@ def normalised_wrongly(proto: onnx.ModelProto) -> None:
 
 def resized(proto: onnx.ModelProto, **attributes: str) -> None:
     """The enlarging of the logits with other attributes."""
-    node = next(node for node in proto.graph.node if node.op_type == "Resize" and node.input[0] == "logits")
+    node = next(node for node in proto.graph.node if node.op_type == "Resize" and node.input[0] in ("logits", "tail_logits"))
     for attribute in node.attribute:
         if attribute.name in attributes:
             attribute.s = attributes[attribute.name].encode()

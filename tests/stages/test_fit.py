@@ -327,8 +327,6 @@ def test_a_crop_that_does_not_fit_is_named_with_the_nearest_that_does():
     assert settings(crop=None).misfits((90, 128), 32)[0][1].startswith("crop is not set, and data.size [90, 128]")
     assert "needs a crop" in settings(crop=None).misfits(None, 32)[0][1]
     assert settings(crop=[64, 96]).misfits(None, 32) == [] == settings(crop=None).misfits((64, 96), 32)
-    [(path, text)] = settings(crop=[64, 96]).misfits((360, 480), 32)
-    assert path == () and text.endswith("data.size is [360, 480]: the model needs multiples of 32; set it to [352, 480]")
 
 
 def test_validation_takes_as_many_images_at_a_time_as_a_step_of_training_shows_room_for():
@@ -389,10 +387,10 @@ def test_strict_training_is_exact_where_it_runs_and_leaves_no_trace_behind(tmp_p
 @pytest.mark.parametrize(
     ("precision", "determinism", "rounded"), [("fp32", "fast", False), ("bf16", "fast", True), ("bf16", "strict", False)]
 )
-def test_fp32_is_no_tf32_while_it_learns(precision, determinism, rounded):
+def test_fp32_is_no_tf32_while_it_learns(precision, determinism, rounded, monkeypatch):
     cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)  # as torch has it, which is what would round
     before = cudnn.allow_tf32, cudnn.deterministic
-    assert before == (True, False), "as torch has it, which is what would round"
     with exact(settings(precision=precision, determinism=determinism)):
         assert (cudnn.allow_tf32, cudnn.deterministic) == (rounded, determinism == "strict")
     assert (cudnn.allow_tf32, cudnn.deterministic) == before and not torch.are_deterministic_algorithms_enabled()

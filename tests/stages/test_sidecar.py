@@ -53,8 +53,9 @@ def test_an_engine_says_what_it_is_of_what_and_for_which_device(built):
     assert found["runtime"] == machine.version("onnxruntime", "onnxruntime-gpu") and found["engine"] == engine.facts["engine"]
     assert found["device"]["cpu"] == machine.cpu_name() and found["device"]["instructions"] == machine.instructions()
     assert found["precision"] == {"graph": "f32", "arithmetic": "as exported"} and found["target"] is None
-    model = sidecar.stored(onnx.file("model.onnx")).model_dump()
-    assert found["files"] == {"engine.onnx": model} and found["source"] == {"kind": "OnnxModel"} | model
+    model, own = (sidecar.stored(file).model_dump() for file in (onnx.file("model.onnx"), engine.file("engine.onnx")))
+    assert found["files"] == {"engine.onnx": own} and found["source"] == {"kind": "OnnxModel"} | model
+    assert own != model, "it ends as its runtime computes fastest"
     assert states(engine.folder) == {}
 
 

@@ -6,6 +6,7 @@ The far end is tried without ssh too: the same program, started as an ordinary p
 import ast
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -92,8 +93,9 @@ def test_engines_are_built_measured_and_fetched_over_ssh(line, server, tmp_path)
         assert "127.0.0.1" not in everything and str(server.folder) not in everything
     ours = [small_line.engine(tmp_path / f"ours_{kind}", onnx, kind=kind, threads=1) for kind in ("onnxruntime", "openvino")]
     assert engines[0].file("engine.onnx").read_bytes() == ours[0].file("engine.onnx").read_bytes()
-    for name in ("engine.xml", "engine.bin"):
-        assert ours[1].file(name).read_bytes() == engines[1].file(name).read_bytes()
+    for name in ("engine.xml", "engine.bin"):  # but for the numbers in names, which OpenVINO counts on through a process
+        here, far = (re.sub(rb' name="[^"]*"', b"", engine.file(name).read_bytes()) for engine in (ours[1], engines[1]))
+        assert here == far
     assert engines[0].file("engine.onnx").read_bytes() != onnx.file("model.onnx").read_bytes()  # both end as is fastest there
     assert b"tail_largest" in engines[1].file("engine.xml").read_bytes()
 

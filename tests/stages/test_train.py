@@ -237,11 +237,17 @@ def test_what_is_frozen_must_be_the_same_network_without_its_head(tmp_path):
     ]
 
 
-def test_native_sizes_that_the_student_cannot_take_whole_are_told_before_the_first_step():
+def test_images_that_the_student_cannot_take_whole_are_told_before_the_first_step():
     class Val(list):
-        size, entries = None, [{"name": name, "shape": shape} for name, shape in (("a", [64, 96]), ("b", [90, 128]))]
+        size, entries = None, [{"shape": [64, 96]}, {"shape": [90, 128]}]
 
-    with pytest.raises(BadData, match=r"1 of 2 val images do not fit, the first is b of \[90, 128\]: tiny needs multiples of 32; give"):
+        def name(self, i):
+            return self[i]
+
+    with pytest.raises(BadData, match=r"1 of 2 val images do not fit, the first is b of \[90, 128\]: tiny takes multiples of 32; "):
         require_whole(Val("ab"), TABLE.row("tiny")(kind="tiny"))
-    Val.entries = Val.entries[:1]
+    Val.size = (64, 90)
+    with pytest.raises(BadData, match=r"2 of 2 val images do not fit, the first is a of \[64, 90\]"):
+        require_whole(Val("ab"), TABLE.row("tiny")(kind="tiny"))
+    Val.size, Val.entries = None, Val.entries[:1]
     require_whole(Val("a"), TABLE.row("tiny")(kind="tiny"))

@@ -175,7 +175,7 @@ def read(name: str) -> dict:
 
 
 def report() -> None:
-    kept = {path.stem: read(path.stem) for path in sorted(KEPT.glob("*.json"))}
+    kept = {path.stem: read(path.stem) for path in sorted(KEPT.glob("*.json"), key=lambda path: path.stem)}
     sections = []
     for name, each in kept.items():
         sections.append(section(name, each, kept.get(name.removesuffix(TUNED)) if name.endswith(TUNED) else None))

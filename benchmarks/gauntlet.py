@@ -70,10 +70,9 @@ def add(file: Path, name: str, store: Store) -> None:
         if not ids.get("measured") or not result["run"]:
             continue
         within = kept["trials" if "trial" in result["values"] else "runs"]
-        one = taken(result, found["machine"], store)
-        if any(run["student"] == one["student"] for run in within):
+        if any(run["student"] == ids["student"][:12] for run in within):
             continue
-        plan = schedule(ids, store)
+        one, plan = taken(result, found["machine"], store), schedule(ids, store)
         require_same(kept, within, one, found["machine"], plan, name)
         within.append(one)
         kept["schedule"] = plan

@@ -120,8 +120,9 @@ def beside(by: dict) -> str:
 def stands_beside(host: dict, run: dict) -> bool:
     """Whether all a host does is one of the losses of a run, and everything else is set alike, or belongs to what is added."""
     alone, all_of = (json.loads(each["settings"].get("stages.student.losses", "[]")) for each in (host, run))
-    more = run["settings"].keys() - host["settings"].keys() - {"stages.student.text"}
-    return len(alone) == 1 < len(all_of) and alone[0] in all_of and not more
+    own = ("stages.student.losses", "stages.student.text")
+    others, others_of_host = ({path: value for path, value in each["settings"].items() if path not in own} for each in (run, host))
+    return len(alone) == 1 < len(all_of) and alone[0] in all_of and others == others_of_host
 
 
 def best(trials: list[dict]) -> dict[str, dict]:

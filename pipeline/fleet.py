@@ -139,9 +139,8 @@ class Results:
     def ended(self, variant: Any, code: int) -> None:
         """Of a run that ended before it had a journal only what was there before is told."""
         new = [run for run in self.store.runs(variant.name) if run not in self.earlier[variant.name]]
-        self.found[variant.name] = (
-            _told(variant, new[-1], finding.stages(self.store, new[-1]), self.store) if new else _before(variant, self.store)
-        ) | {"exit": code}
+        told = _told(variant, new[-1], finding.stages(self.store, new[-1]), self.store) if new else _before(variant, self.store)
+        self.found[variant.name] = told | {"exit": code}
         self.write()
         if code in JUDGED and not self.told:
             self.told = True

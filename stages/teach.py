@@ -28,7 +28,7 @@ def teach(stage: Stage, inputs: dict[str, Artifact], job: Job) -> Made:
     classes, size = data.facts["classes"], data.facts["size"]
     taught_by = MODELS.row(teacher.facts["model"]["kind"]) if teacher else None
     if misfits := settings.misfits(tuple(size) if size else None, *coarser(stage.model, taught_by)):
-        raise BadRecipe("; ".join(f"{'.'.join(('fit', *path))}: {text}" for path, text in misfits))
+        raise BadRecipe("; ".join(f"fit.{'.'.join(path)}: {text}" for path, text in misfits))
     frozen = inputs.get("frozen")
     for checkpoint in filter(None, (teacher, frozen)):
         require_same_classes(checkpoint, data)

@@ -78,8 +78,7 @@ def misfits(stage, earlier: dict[str, Stage], teacher: Model | None = None) -> l
     size = getattr(earlier.get(stage.data), "size", None)
     if stage.fit.crop is None and not isinstance(size, tuple):
         return []
-    known = size if isinstance(size, tuple) else None
-    return [(("fit", *path), text) for path, text in stage.fit.misfits(known, *coarser(stage.model, teacher))]
+    return [(("fit", *path), text) for path, text in stage.fit.misfits(size, *coarser(stage.model, teacher))]
 
 
 def coarser(model: type[Model] | Model, teacher: type[Model] | Model | None) -> tuple[int, str]:

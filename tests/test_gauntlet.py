@@ -108,6 +108,8 @@ def test_a_method_is_also_held_against_what_stands_beside_it_with_the_same_setti
     alone = results_of("none", 28.0, 28.0)
     told = gauntlet_page.beside(gauntlet_page.grouped([*plain, *gskd, *rdd, *alone]))
     assert told == "Over the method that stands beside them: gskd +1.50 (-4.85 .. +7.85) over `pixel`."
+    slower = results_of("pixel", 29.0, 31.0, losses=[pixel], **{"fit.lr": 0.006})
+    assert gauntlet_page.beside(gauntlet_page.grouped([*slower, *gskd])) == "", "nor is a pixel that learnt at another rate"
     other = results_of("pixel", 29.0, 31.0, losses=PIXEL)
     assert gauntlet_page.beside(gauntlet_page.grouped([*other, *gskd])) == "", "a pixel of another weight is not what stands beside it"
 

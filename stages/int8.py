@@ -120,7 +120,7 @@ def nncf_silent() -> Any:
 
     silent()
     nncf = need("nncf", "pip install stillhouse[openvino]")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own set_log_level also turns down handlers that others have put there
     return nncf
 
 

@@ -1,6 +1,7 @@
 """Float16 and int8 in the ONNX file: what is rounded, what is left alone and why, and that it costs what it says."""
 
 import json
+import logging
 import sys
 from collections import Counter
 
@@ -330,6 +331,17 @@ def test_without_nncf_it_is_said_what_to_install(monkeypatch, attention, tmp_pat
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(Missing, match=r"pip install stillhouse\[openvino\]"):
         int8.quantised(graph_of(attention), iter([]), "openvino", tmp_path)
+
+
+def test_quiet_tools_leave_the_log_of_others_alone():
+    pytest.importorskip("nncf")
+    theirs, tool = logging.NullHandler(), logging.getLogger("nncf")
+    tool.addHandler(theirs)  # as pytest does with every logger that does not propagate
+    try:
+        int8.nncf_silent()
+        assert theirs.level == logging.NOTSET and not tool.isEnabledFor(logging.WARNING)
+    finally:
+        tool.removeHandler(theirs)
 
 
 def test_calibration_and_held_out_images_are_spread_over_the_split_and_never_the_same():

@@ -57,11 +57,15 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._console = _console()
-        name, figures = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[figures]}"))
-        left = (name, BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        columns = (*left, TextColumn("left"), TimeRemainingColumn(), figures)
+        fields = ("{task.description}", "{task.fields[left]}", "{task.fields[figures]}")
+        name, left, figures = (TextColumn(text, markup=False) for text in fields)
+        of, took, more = (  # whole on a narrow terminal, too: the bar alone gives way
+            column(table_column=Column(no_wrap=True)) for column in (MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
+        )
+        columns = (name, BarColumn(bar_width=24), of, took, left, more, figures)
         self._bars = Progress(*columns, console=self._console, transient=True)
         self._task: Any = None
         self._bars.start()
@@ -70,10 +74,10 @@ class Bars:
         self._console.print(_said(text, stage), markup=False)
 
     def begin(self, name: str, kind: str) -> None:
-        self._task = self._bars.add_task(_word(name), total=None, figures="")
+        self._task = self._bars.add_task(_word(name), total=None, left="", figures="")
 
     def progress(self, name: str, done: int, total: int, figures: dict[str, float]) -> None:
-        self._bars.update(self._task, completed=done, total=total, figures=_figures(figures))
+        self._bars.update(self._task, completed=done, total=total, left="left", figures=_figures(figures))
 
     def end(self, name: str, kind: str, state: str, seconds: float, id: str | None) -> None:
         if self._task is not None:

@@ -50,6 +50,29 @@ def test_bars_are_drawn_on_a_terminal_while_all_else_is_made_plain(monkeypatch):
     assert "\x1b[" in drawn and "teacher" in drawn and "loss 0.5" in drawn and printed == "***\n"
 
 
+def test_a_narrow_terminal_shortens_the_bar_and_no_number(monkeypatch):
+    drawn = _bar(monkeypatch, columns=60, done=68)
+    assert "68/1500 0:00:00 left -:--:--   loss 4.979  ms 38.5" in drawn and "\u2026" not in drawn
+
+
+def test_nothing_is_said_to_be_left_while_nobody_knows_how_much(monkeypatch):
+    assert "left" not in _bar(monkeypatch, columns=80, done=None) and "left" in _bar(monkeypatch, columns=80, done=1)
+
+
+def _bar(monkeypatch, columns: int, done: int | None) -> str:
+    """What a terminal of so many columns is sent for a stage that has done so much."""
+    monkeypatch.setattr("sys.stdout", out := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = Bars()
+    shown.begin("student", "distill")
+    if done is not None:
+        shown.progress("student", done, 1500, {"loss": 4.979, "ms": 38.5})
+    shown._bars.refresh()
+    shown.close()
+    return plain(out.getvalue())
+
+
 def test_plain_keeps_every_printable_letter_and_the_line_breaks():
     assert plain("Größe: 4 × 2\nlängs") == "Größe: 4 × 2\nlängs"
     assert plain("\x1b[31mred\x1b[0m \x1b]8;;https://x\x1b\\link\x9b1m\r\x00\u2028") == "red link1m"

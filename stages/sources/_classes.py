@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BadData, BadRecipe
 from pipeline.parse import parse
+from pipeline.words import explained
 from stages.sources._files import clipped, read_named
 from stages.sources._problems import Fault, printable
 
@@ -153,7 +154,8 @@ def read_class_table(home: Path, name: str) -> ClassTable:
     try:
         file = ClassFile.model_validate(content)
     except ValidationError as error:
-        lines = [clipped(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}", 200) for e in error.errors()[:18]]
+        mistakes = explained(ClassFile, content, error)[:18]
+        lines = [clipped(f"{'.'.join(map(str, m.path)) or 'the file'}: {m.text}", 200) for m in mistakes]
         raise BadData("\n  ".join([f"the class table {path} cannot be used, correct it:", *lines])) from None
     painted = file.masks == "colours"
     ignore = file.ignore if file.ignore is not None else [] if painted else [IGNORE]

@@ -255,7 +255,7 @@ TABLES = {
     "one class": ({"classes": [{"name": "x"}]}, "1 classes: there must be 2 to 255"),
     "no class": ({"classes": []}, "0 classes"),
     "too many classes": ({"classes": [{"name": f"c{i}", "id": [i % 256]} for i in range(300)]}, "300 classes"),
-    "a value beyond 8 bits": ({"ignore": [256]}, "less than or equal to 255"),
+    "a value beyond 8 bits": ({"ignore": [256]}, "at most 255"),
     "a colour of two numbers": ({"classes": [{"name": "x", "colour": [1, 2]}, {"name": "y"}]}, "classes.0.colour"),
     "an unknown key": ({"classes": [{"name": "x", "color": [1, 2, 3]}, {"name": "y"}]}, "classes.0.color"),
     "a name of control characters": ({"classes": [{"name": "\x1b[31m"}, {"name": "y"}]}, "printable"),
@@ -276,6 +276,17 @@ def test_a_fault_of_the_class_table_is_named_with_its_file(kind, tree, tmp_path)
         tree.run(tmp_path)
     assert "classes.json" in str(found.value) and said in str(found.value), str(found.value)
     assert "\x1b" not in str(found.value)
+
+
+def test_a_fault_of_the_class_table_is_told_in_plain_words_with_what_was_meant(tree, tmp_path):
+    tree = tree()
+    tree.write_table(masks="colors", classes=[{"name": "sky", "color": [0, 0, 0]}, "road"])
+    with pytest.raises(BadData) as found:
+        tree.run(tmp_path)
+    said = str(found.value)
+    assert 'masks: found "colors", expected ids or colours; did you mean colours?' in said
+    assert "classes.0.color: is no key here; did you mean colour?" in said
+    assert 'classes.1: found "road", expected a mapping (name, colour, id and painted)' in said
 
 
 TEXTS = {

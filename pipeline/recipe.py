@@ -71,6 +71,15 @@ def takes(stage: type[Stage]) -> dict[str, Takes]:
     return {name: mark for name, mark in fields if mark}
 
 
+def stage_class(settings: Any, kinds: Mapping[str, str]) -> type[Stage] | None:
+    """None for a kind that this version does not know."""
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        return None
+    module, _, name = kinds[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 class _Reader:
     """One file, of which several recipes can be made."""
 
@@ -164,7 +173,7 @@ class _Shapes:
         self.stages, self.kinds = stages, kinds
 
     def get(self, name: str, default: Shape) -> Shape:
-        found = _class(self.stages.get(name), self.kinds)
+        found = stage_class(self.stages.get(name), self.kinds)
         return Shape((found,)) if found else default
 
 
@@ -175,7 +184,7 @@ def _stages(draft: Draft, kinds: Mapping[str, str], known: Valid) -> tuple[Valid
     """Every stage, validated alone, then in its place among the others. `known` are stages as written that were valid before."""
     written = draft.data["stages"]
     problems = _named(draft)
-    line = _Line({name: _class(settings, kinds) for name, settings in written.items()})
+    line = _Line({name: stage_class(settings, kinds) for name, settings in written.items()})
     good: Valid = {}
     sound: dict[str, Stage] = {}  # good, and so is everything it rests on
     for name, settings in written.items():
@@ -309,14 +318,6 @@ def _marks_of(annotation: Any) -> Iterator[Takes]:
         yield from (m for m in extras if isinstance(m, Takes))
         for inner in get_args(annotation):
             yield from _marks_of(inner)
-
-
-def _class(settings: Any, kinds: Mapping[str, str]) -> type[Stage] | None:
-    kind = settings.get("kind") if isinstance(settings, dict) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        return None
-    module, _, name = kinds[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _a(noun: str) -> str:

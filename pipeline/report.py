@@ -14,6 +14,7 @@ from typing import Any
 from . import finding, junit, summary, verdict
 from .artifact import Artifact
 from .errors import BadStore
+from .recipe import stage_class, takes
 from .store import Damaged, Store
 
 
@@ -81,7 +82,7 @@ def gather(store: Store, run: str, parts: Any) -> tuple[dict[str, Any], dict[str
         state = "done" if entry["state"] in ("made", "kept") else entry["state"]
         seconds = artifacts[name].beside.get("seconds", 0.0) if kept and name in artifacts else entry["seconds"]
         stages.append({"name": name, "kind": settings["kind"], "id": entry["id"], "kept": kept, "state": state, "seconds": seconds})
-        stages[-1]["inputs"] = _inputs(settings, begin["resolved"]["stages"])
+        stages[-1]["inputs"] = _inputs(settings, begin["resolved"]["stages"], parts.kinds)
     story = {
         "run": run,
         "recipe": begin["recipe"],
@@ -151,13 +152,15 @@ def _write(file: Path, text: str) -> None:
     fresh.replace(file)
 
 
-def _inputs(settings: dict[str, Any], stages: dict[str, Any]) -> dict[str, list[str]]:
-    """Fields that hold names of stages: {"data": ["data"], "candidates": ["onnx", "engine"]}."""
+def _inputs(settings: dict[str, Any], stages: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, list[str]]:
+    """Fields that name stages: {"data": ["data"], "candidates": ["onnx", "engine"]}. A stage may be called like a setting: `to: int8`."""
+    cls = stage_class(settings, kinds)  # None in a run of another version
     found = {}
-    for field, value in settings.items():
-        names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        if field not in ("kind",) and names and all(isinstance(n, str) and n in stages for n in names):
-            found[field] = names
+    for field in takes(cls) if cls else ():
+        value = settings.get(field)
+        names = value if isinstance(value, list) else [value]
+        if known := [name for name in names if name in stages]:
+            found[field] = known
     return found
 
 

@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from pipeline import cli, junit, released, show, summary, verdict
+from pipeline import cli, junit, released, report, show, summary, verdict
 from pipeline.store import Store
+from stages import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = {"recipe": "guard", "profile": "cpu", "file": "recipes/guard.yaml", "sets": []}
@@ -280,3 +281,15 @@ def test_every_command_of_a_workflow_is_one_that_the_command_line_knows(file):
     steps = [step for job in workflow["jobs"].values() for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
     kept = [step for step in steps if step.get("if") == "${{ always() }}"]
     assert kept and all(word in step["with"]["path"] for step in kept for word in ("page.html", "junit.xml", "summary.md"))
+
+
+def test_a_setting_that_reads_like_the_name_of_a_stage_is_no_input_of_the_page():
+    stages = dict.fromkeys(["data", "onnx", "openvino", "int8"])
+    settings = {"kind": "quantize", "data": "data", "onnx": "onnx", "to": "int8", "runtime": "openvino"}
+    assert report._inputs(settings, stages, KINDS) == {"data": ["data"], "onnx": ["onnx"]}
+    assert report._inputs({"kind": "validate", "data": "data", "reference": "int8", "candidates": ["onnx", "openvino"]}, stages, KINDS) == {
+        "data": ["data"],
+        "reference": ["int8"],
+        "candidates": ["onnx", "openvino"],
+    }
+    assert report._inputs({"kind": "of another version", "data": "data"}, stages, KINDS) == {}

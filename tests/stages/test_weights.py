@@ -282,3 +282,12 @@ def test_weights_that_are_not_finite_are_not_published(bad, tmp_path):
     with pytest.raises(Diverged, match=r"1 of \d+ weights .* the first is 2\.bias") as e:
         save_checkpoint(tmp_path, state)
     assert e.value.code == 6 and list(tmp_path.iterdir()) == []
+
+
+def test_of_many_names_that_do_not_fit_both_kinds_are_told(tmp_path):
+    own = {f"a.{k}": torch.zeros(1) for k in range(20)}
+    with pytest.raises(BadData) as found:
+        weights.compare(own, {f"module.{key}": value for key, value in own.items()}, (), "w")
+    lines = str(found.value).splitlines()
+    assert lines[1] == "  a.0: expected float32 [1], found nothing" and lines[6] == "  module.a.0: expected nothing, found float32 [1]"
+    assert len(lines) == 12 and lines[-1] == "  ... and 30 more"

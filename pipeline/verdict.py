@@ -110,7 +110,7 @@ def screen(verdict: Verdict, columns: int = COLUMNS) -> list[tuple[str, str]]:
     """Lines and their styles: at most 24 for a gate of up to a dozen rules."""
     lines = [(f"{verdict.title}: {WORDS[verdict.passed]}, {verdict.counted}"[:columns], STYLES[verdict.passed])]
     rules = sorted(verdict.rules, key=lambda rule: {True: 0, None: 1, False: 2}[rule.passed])
-    lines += _table(rules[-RULES:], columns)
+    lines += _table(rules[-RULES:], max(columns, 80))  # narrower, a row takes two lines: a name cut short could be any rule's
     commands = [(f"  {command}", "") for command in verdict.next]
     room = max(LINES - len(lines) - len(commands) - bool(commands), 3)
     lines += _sentences(rules, columns, room)

@@ -63,6 +63,11 @@ def text_of(said):
 # -- one screen
 
 
+def test_a_narrow_terminal_does_not_cut_the_names_of_rules(told):
+    lines = text_of(verdict.screen(told([entry(True), entry(True, against="released", low_power=True)]), 60))
+    assert "miou of engine vs student " in lines[1] and "miou of engine vs released " in lines[2]
+
+
 @pytest.mark.parametrize("columns", [80, 100])
 def test_a_usual_gate_stands_on_one_screen_and_what_is_broken_comes_last(told, columns):
     lines = text_of(verdict.screen(told(usual()), columns))

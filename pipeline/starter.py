@@ -3,11 +3,13 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 from typing import Any
 
 from .errors import BadRecipe
 from .problems import Problem, listed, meant, shown, together
+from .show import plain
 
 SEGFORMERS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
@@ -36,24 +38,23 @@ def init(asked: argparse.Namespace, parts: Any) -> None:
         raise BadRecipe(f"no question is called {', '.join(sorted(unknown))}; there are: {', '.join(key for key, *_ in QUESTIONS)}")
     answers = {"name": asked.recipe.stem}
     for key, question, default, choices in QUESTIONS:
-        default = answers.get(key, default)
-        answers[key] = given[key] if key in given else _ask(question, default, choices)
-    text = starter(**answers)
+        answers[key] = given[key] if key in given else _ask(key, question, answers | {key: answers.get(key, default)}, choices)
+    text = starter(" ".join(plain(shlex.quote(str(asked.recipe))).split()), **answers)
     asked.recipe.parent.mkdir(parents=True, exist_ok=True)
     asked.recipe.write_text(text, encoding="utf-8")
     print(f"wrote {asked.recipe}\nnext:  python -m pipeline check {asked.recipe}\nthen:  python -m pipeline run {asked.recipe}")
 
 
-def starter(**answers: Any) -> str:
+def starter(file: str = "RECIPE", **answers: Any) -> str:
     """The text of a recipe; `answers` are keyed as in QUESTIONS, and what is not answered takes its default."""
     a = _checked(answers)
-    return "\n".join(_line(code, comment) for code, comment in _lines(a)) + "\n"
+    return "\n".join(_line(code, comment) for code, comment in _lines(a, file)) + "\n"
 
 
-def _lines(a: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(a: dict[str, Any], file: str) -> list[tuple[str, str]]:
     """(code, comment) pairs."""
     return [
-        ("", f"check it: python -m pipeline check {a['name']}.yaml; run it: python -m pipeline run {a['name']}.yaml"),
+        ("", f"check it: python -m pipeline check {file}; run it: python -m pipeline run {file}"),
         (f"name: {_text(a['name'])}", "runs are filed under this name"),
         ("stages:", "from top to bottom; a stage names stages above it"),
         *_data(a),
@@ -212,6 +213,14 @@ def _model(answer: str, tiny: str) -> str:
 
 def _checked(answers: dict[str, Any]) -> dict[str, Any]:
     """The answers with defaults filled in, `size` as (height, width); all that cannot be used is said together."""
+    a, problems = _looked_at(answers)
+    if problems:
+        raise together(Problem("--answer", 0, i, text) for i, text in enumerate(problems))
+    return a
+
+
+def _looked_at(answers: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The answers with defaults filled in, and "key: what is wrong with it"."""
     known = {key: default for key, _, default, _ in QUESTIONS}
     problems = [f"{key}: no question is called so{meant(key, known)}" for key in answers if key not in known]
     a = known | {key: value for key, value in answers.items() if key in known}
@@ -229,9 +238,7 @@ def _checked(answers: dict[str, Any]) -> dict[str, Any]:
     a["size"] = _size(a["size"])
     if a["size"] is None:
         problems.append(f"size: found {shown(answers.get('size'))}, expected height x width in multiples of 32, for example 512x1024")
-    if problems:
-        raise together(Problem("--answer", 0, i, text) for i, text in enumerate(problems))
-    return a
+    return a, problems
 
 
 def _size(answer: Any) -> tuple[int, int] | None:
@@ -249,15 +256,22 @@ def _text(value: Any) -> str:
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _ask(question: str, default: str, choices: tuple[str, ...] | None) -> str:
+def _ask(key: str, question: str, answers: dict[str, Any], choices: tuple[str, ...] | None) -> str:
+    """Asks until the answer can be used; `answers` are those so far, with the default of this one."""
+    default = answers[key]
     if not sys.stdin.isatty():
         return default
     hint = f" ({'/'.join(choices)})" if choices else ""
     while True:
-        answer = input(f"{question}{hint} [{default}]: ").strip() or default
-        if not choices or answer in choices:
+        try:
+            answer = input(f"{question}{hint} [{default}]: ").strip() or default
+        except EOFError:
+            print()
+            raise BadRecipe("the questions ended before the answers: nothing is written") from None
+        wrong = [text for text in _looked_at(answers | {key: answer})[1] if text.startswith(f"{key}: ")]
+        if not wrong:
             return answer
-        print(f"please one of {', '.join(choices)}")
+        print(wrong[0].removeprefix(f"{key}: "))
 
 
 def _line(code: str, comment: str) -> str:

@@ -1,6 +1,7 @@
 """The recipe that `init` writes must be good as it stands."""
 
 import itertools
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -10,7 +11,7 @@ from pipeline.errors import BadRecipe
 from pipeline.parse import parse
 from pipeline.recipe import check
 from pipeline.stage import Dataset, Stage, Takes
-from pipeline.starter import QUESTIONS, starter
+from pipeline.starter import QUESTIONS, init, starter
 from stages import KINDS as REAL
 
 # -- the frame of the real stages, without their rows
@@ -168,3 +169,40 @@ def test_answers_that_cannot_be_used_are_told_together():
         starter(data="folder")
     with pytest.raises(BadRecipe, match="invisible character"):
         starter(data="folder", root="/a\x1bb")
+
+
+class Asked:
+    """A person at a terminal with these answers; init(file) asks all questions."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.left = list(answers)
+        monkeypatch.setattr("sys.stdin", self)
+        monkeypatch.setattr("builtins.input", self.answer)
+
+    def isatty(self):
+        return True
+
+    def answer(self, _):
+        if not self.left:
+            raise EOFError
+        return self.left.pop(0)
+
+    def init(self, file):
+        init(SimpleNamespace(recipe=file, answer=[]), None)
+
+
+def test_an_answer_that_cannot_be_used_is_asked_for_again_at_once(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "to go" / "mine.yaml"
+    person = Asked(monkeypatch, "", "camvit", "folder", "", "/d", "", "100x100", "64x96", "", "tiny", "tiny", "")
+    person.init(file)
+    said = capsys.readouterr().out
+    assert person.left == [] and "did you mean camvid?" in said and "say which" in said and "multiples of 32" in said
+    base, _ = checked(tmp_path, file.read_text(), REAL)
+    assert base.stages["data"].source.root == "/d" and base.stages["data"].size == (64, 96)
+    assert f"python -m pipeline check '{file}';" in file.read_text().splitlines()[0]
+
+
+def test_questions_that_end_early_write_nothing_and_say_so(tmp_path, monkeypatch):
+    with pytest.raises(BadRecipe, match="nothing is written"):
+        Asked(monkeypatch, "x", "folder").init(tmp_path / "mine.yaml")
+    assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ def collect(run: dict, artifacts: dict[str, Artifact]) -> dict:
     cast = roles.cast(stages, recipe)
     measured, measurement = _measurement(stages, artifacts, notes)
     table = _table(cast, measurement, artifacts, notes)
+    about = _about(measured, measurement, artifacts)
     classes = _classes(measurement, artifacts)
     rules = verdict.rules(artifacts, notes)
     notes += _absent(stages)
@@ -27,8 +28,8 @@ def collect(run: dict, artifacts: dict[str, Artifact]) -> dict:
         "schema": 1,
         "run": _run(run),
         "verdict": verdict.verdict(run, stages, rules, table, cast),
-        "headline": verdict.headline(table, cast),
-        "measured": _about(measured, measurement, artifacts),
+        "headline": verdict.headline(table, cast, about),
+        "measured": about,
         "waterfall": of_measurement.waterfall(measurement),
         "pairs": pairs.collect(measured, notes),
         "lead": {role: name(stage) for role, stage in cast.lead.items()},
@@ -111,7 +112,7 @@ def _in_order(stages: list[dict]) -> list[dict]:
 def _shown(stage: dict) -> dict:
     """A stage with its texts made safe to read."""
     texts = {key: name(stage[key]) for key in ("name", "kind", "state")} | {"makes": name(stage["makes"]) if stage["makes"] else None}
-    error = None if stage["error"] is None else clean(stage["error"], 2000)
+    error = None if stage["error"] is None else "\n".join(clean(line) for line in str(stage["error"])[:4000].splitlines()[:24])
     identity = None if stage["id"] is None else name(stage["id"])
     return stage | texts | {"id": identity, "error": error, "inputs": {name(k): [name(n) for n in v] for k, v in stage["inputs"].items()}}
 

@@ -119,7 +119,7 @@ h4 span{color:var(--soft)}.why .say{margin-bottom:8px}.shots.six,.shots.five{gri
 .stripes{stroke:#fff;stroke-width:2.4}.dots{fill:rgb(60,44,0)}
 .stages{min-width:640px}
 .gate td,.error{overflow-wrap:anywhere}
-.error{color:var(--bad)}
+.error{color:var(--bad);white-space:pre-line}
 @media(max-width:700px){main{padding:18px 14px 40px}h1{font-size:22px}.verdict{font-size:17px}.tiles{grid-template-columns:1fr 1fr}
 .tile b{font-size:22px}
 .classes,.facts{columns:1}.shots,.shots.six,.shots.five{grid-template-columns:1fr 1fr}

@@ -36,16 +36,15 @@ def verdict(run: dict, stages: list[dict], judged: list[dict], table: list[dict]
     return {"state": "passed", "sentence": f"Passed: {_keeps(table, cast) or 'every rule of the gate holds.'}"}
 
 
-def headline(table: list[dict], cast: Cast) -> list[dict]:
+def headline(table: list[dict], cast: Cast, about: dict | None) -> list[dict]:
     """The figures that people ask for first: {"value", "unit", "says"}; those that were not measured are left out."""
     row = {role: next((r for r in table if r["stage"] == name(stage) and r["measured"]), None) for role, stage in cast.lead.items()}
     teacher, baseline, student = (row.get(role) for role in ("teacher", "baseline", "student"))
     small = row.get("engine") or row.get("onnx") or student or row.get("model")
-    return [
-        f
-        for f in (_kept(small, teacher), _gained(student, baseline), _smaller(student or small, teacher, small), _answers(small, row))
-        if f
-    ]
+    answers, conditions = _answers(small, row), (about or {}).get("conditions")
+    if answers and conditions and not conditions["valid"] and not conditions["not_watched"]:  # who was timed elsewhere, is told there
+        answers["says"] += "; inconclusive: the machine was not quiet"
+    return [f for f in (_kept(small, teacher), _gained(student, baseline), _smaller(student or small, teacher, small), answers) if f]
 
 
 def _judged(artifact: Artifact, notes: list[str]) -> list[dict]:
@@ -105,7 +104,8 @@ def _unfinished(run: dict, broken: dict | None, judged: list[dict]) -> str:
         return f"{before}: not every stage was reached; {why}."
     if broken["state"] == "stopped":
         return f"{before}: stopped in the stage {name(broken['name'])}; the same command goes on from there."
-    why = next((clean(line, 200) for line in str(broken["error"] or "").splitlines() if clean(line)), "see its log.")
+    error = str(broken["error"] or "").removeprefix(f"{broken['name']}: ")
+    why = next((clean(line, 200) for line in error.splitlines() if clean(line)), "see its log.")
     return f"{before}: the stage {name(broken['name'])} ({name(broken['kind'])}) failed: {why}"
 
 

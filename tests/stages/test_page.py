@@ -515,6 +515,7 @@ def test_the_state_of_the_machine_the_bounds_and_what_int8_brought_are_shown(tmp
     assert [c.strip("|") for c in row[7:10]] == ["4.1|4.0 to 4.3", "4.6|≤ 5.5", "6.0"]
     assert "processor time 7.7 ms an image|INT8 not kept, it is no faster: 4.1 ms against 3.9 ms" in row[0]
     assert "inconclusive: somebody waited; it was hot." in seen.text()
+    assert "ms); inconclusive: the machine was not quiet" in seen.text()
     assert "somebody waited for a core 0.56" in seen.text() and "MHz 800 to 3100" in seen.text()
     measurement["conditions"] = {"valid": True, "reasons": [], "not_watched": {"target": "jetson", "models": ["engine"], "reasons": []}}
     measurement["target"] = {"name": "jetson", "facts": {"cpu": "Cortex-A78AE", "gpus": [], "packages": {"numpy": "numpy 2.0"}}}
@@ -537,7 +538,8 @@ def test_a_verdict_that_cannot_be_read_never_passes(tmp_path, content):
 @pytest.mark.parametrize("last", range(9))
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_a_run_that_ended_early_shows_what_there_is(tmp_path, last, state):
-    run, artifacts = fake_run(tmp_path, pictures=1, run={"exit": 6, "error": "\x1b[31mloss is not finite\nat step 12"})
+    run, artifacts = fake_run(tmp_path, pictures=1)
+    run |= {"exit": 6, "error": f"{run['stages'][last]['name']}: \x1b[31mloss is not finite\n  at step 12"}
     for i, stage in enumerate(run["stages"][last:]):
         stage |= {"state": "missing" if i else state, "id": None}
         del artifacts[stage["name"]]
@@ -546,6 +548,7 @@ def test_a_run_that_ended_early_shows_what_there_is(tmp_path, last, state):
     broken = run["stages"][last]["name"]
     assert facts["verdict"]["state"] == "unfinished" and f"the stage {broken}" in facts["verdict"]["sentence"]
     assert ("failed: loss is not finite" in facts["verdict"]["sentence"]) == (state == "failed")
+    assert facts["stages"][last]["error"] == f"{broken}: loss is not finite\nat step 12"  # in lines, as it was said
     for stage in run["stages"]:
         mentioned = any(f"The stage {stage['name']} " in note for note in facts["notes"])
         assert mentioned == (stage["state"] != "done")

@@ -20,7 +20,8 @@ EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
 def examine(store: Path, parts: Any) -> int:
     """Prints one line per finding. Returns 0, or 2 when something that every run needs is missing."""
     for name, value in parts.machine().items():
-        print(plain(f"{name:<14} {', '.join(map(str, value)) or 'none' if isinstance(value, list) else value}"))
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(plain(f"{name:<14} {text or 'none'}"))
     print(f"{'CUDA device':<14} {'found' if parts.has_device() else 'none: recipes take their cpu profile'}")
     free = shutil.disk_usage(next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())).free
     print(plain(f"{'store':<14} {store} ({'there' if (store / 'store.json').exists() else 'not made yet'}), {free / 1e9:.0f} GB free"))

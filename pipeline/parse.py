@@ -235,7 +235,10 @@ _advice = (  # words of PyYAML's problem -> what to do
     ("expected ',' or ']'", 'a "," or "]" is missing'),
     ("expected ',' or '}'", 'a "," or "}" is missing'),
     ("unexpected end of stream", "a quote is opened and never closed"),
-    ("expected '<document start>'", "a line that starts with %, or text after the end of the document: remove it"),
+    (
+        "expected '<document start>'",
+        "text after the end of a value, or a line that starts with %: remove it, or put text that begins with { in quotes",
+    ),
     ("but found '<stream end>'", "the text ends inside brackets"),
 )
 

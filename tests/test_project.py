@@ -50,6 +50,15 @@ def test_the_readme_names_every_file_that_is_there_and_none_that_is_not():
             assert re.search(rf"\b{row}\b", tree), f"the README's tree does not name stages/{table}/{row}"
 
 
+def test_the_class_table_that_the_readme_shows_is_a_good_one(tmp_path):
+    from stages.sources._classes import read_class_table
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "classes.yaml").write_text("".join(re.findall(r"^    ((?:masks|classes|ignore|  - ).*\n)", text, re.M)))
+    table = read_class_table(tmp_path, "classes.yaml")
+    assert (table.names, table.raw, table.painted) == (("road", "car"), ((0, 0), (1, 1), (7, 1), (255, 255)), False)
+
+
 def test_the_version_stays_below_what_transformers_would_take_for_another_package():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tuple(int(n) for n in version.split(".")) < (0, 10)

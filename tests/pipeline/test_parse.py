@@ -191,3 +191,8 @@ def test_any_bytes_give_data_or_a_clear_error():
     for _ in range(500):
         with pytest.raises(BadRecipe, match=r"^f:\d+:\d+  "):
             parse(b"a: [" + chance.randbytes(30), "f")
+
+
+def test_a_pattern_without_quotes_is_told_to_take_them():
+    with pytest.raises(BadRecipe, match=r"put text that begins with \{ in quotes"):
+        parse_value("{split}/images/{stem}.jpg", "--set images")

@@ -32,7 +32,7 @@ def verdict(run: dict, stages: list[dict], judged: list[dict], table: list[dict]
     if open_:
         return {"state": "undecided", "sentence": f"Undecided: {open_['text']}"}
     if not judged:
-        return {"state": "unjudged", "sentence": f"Not judged: the recipe has no gate. {_keeps(table, cast)}".strip()}
+        return {"state": "unjudged", "sentence": f"Not judged: the recipe has no gate; {_keeps(table, cast)}".removesuffix("; ")}
     return {"state": "passed", "sentence": f"Passed: {_keeps(table, cast) or 'every rule of the gate holds.'}"}
 
 

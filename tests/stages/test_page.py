@@ -470,6 +470,14 @@ def test_six_large_pictures_stay_within_three_megabytes(tmp_path):
     assert "2 of 8 pictures of measured are not shown here." in facts["notes"]
 
 
+def test_without_a_gate_the_first_line_is_one_sentence(tmp_path):
+    run, artifacts = fake_run(tmp_path, pictures=0)
+    run["stages"] = [stage for stage in run["stages"] if stage["kind"] not in ("gate", "bundle")]
+    del artifacts["gate"], artifacts["bundle"]
+    sentence = render(run, artifacts)[1]["verdict"]["sentence"]
+    assert sentence.startswith("Not judged: the recipe has no gate; the engine keeps ") and sentence.endswith(" ms.")
+
+
 @pytest.mark.parametrize("profile, rehearsal", [("cpu", False), (None, True), ("fast", False), (None, False)])
 def test_a_badge_says_when_figures_are_not_the_recipes(tmp_path, profile, rehearsal):
     html, _ = render(*fake_run(tmp_path, pictures=0, run={"profile": profile, "rehearsal": rehearsal}))

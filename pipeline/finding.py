@@ -37,7 +37,7 @@ def outcome(entries: list[dict[str, Any]]) -> str:
     """How a run ended, in a word or two, as its journal tells."""
     if entries[-1]["event"] != "end":
         return "unfinished"
-    return {0: "passed", 3: "gate failed", 4: "undecided"}.get(entries[-1]["code"], f"exit {entries[-1]['code']}")
+    return {0: "good", 3: "gate failed", 4: "undecided"}.get(entries[-1]["code"], f"exit {entries[-1]['code']}")
 
 
 def artifact(store: Store, what: str) -> str:

@@ -9,6 +9,7 @@ from stages.page.words import clean, name, number
 from .measured import mapping
 
 SHOWN = 4  # names of files in a line
+TABLE = {"colours": "colours", "labels": "values of masks"}  # facts of a class table besides its names
 
 
 def changes(one: dict[str, Artifact], two: dict[str, Artifact], notes: list[str]) -> list[str]:
@@ -31,7 +32,8 @@ def _facts(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         counts = [number(side.get(split)) or 0 for side in splits]
         if counts[0] != counts[1]:
             found.append(f"split {name(split)} {counts[0]} -> {counts[1]} images")
-    return found + _classes(*([name(c) for c in facts.get("classes") or []] for facts in (before, after)))
+    classes = _classes(*([name(c) for c in facts.get("classes") or []] for facts in (before, after)))
+    return found + (classes or [f"class table: other {word}" for key, word in TABLE.items() if before.get(key) != after.get(key)])
 
 
 def _classes(before: list[str], after: list[str]) -> list[str]:

@@ -239,7 +239,7 @@ def _sides(one: dict) -> tuple[dict | None, dict | None]:
 
 def _rest(facts: dict) -> list[Safe | None]:
     figures = [f"{path}: {_value(before)} → {_value(after)}" for path, before, after in facts["figures"]]
-    notes = [f"{note[:1].upper()}{note[1:]}." for note in facts["notes"]]
+    notes = [f"{note}." for note in facts["notes"]]  # most begin with the name of a run or stage
     found = []
     if figures:
         found.append(el("section", el("h2", "Other figures"), _list(figures)))

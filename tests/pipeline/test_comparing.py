@@ -59,7 +59,7 @@ def test_causes_come_first_and_the_stages_say_why_they_were_made_anew(made, caps
     out = said(made, capsys, "toy-1", "toy-2")
     assert out.index("stages.sum.times: 1.0 -> 20.0  (+19)") < out.index("sum made anew: its settings (times)")
     assert "made anew because of what they take: judge" in out and "sum.value: 1.0 -> 20.0  (+19)" in out
-    assert "toy-1: passed" in out and "toy-2: gate failed" in out and "the same: code; stages one" in out
+    assert "toy-1: good" in out and "toy-2: gate failed" in out and "the same: code; stages one" in out
 
 
 def test_a_run_beside_itself_is_the_same_in_one_line(made, capsys):

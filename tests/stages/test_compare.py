@@ -211,6 +211,12 @@ def test_rules_are_matched_by_what_they_ask(tmp_path):
     assert set(lines[1:3]) == {"no longer asked: miou of engine at_most 5: passed", "new: miou of engine at_least 9: undecided"}
 
 
+def test_masks_that_are_read_otherwise_are_no_other_pictures(tmp_path):
+    labels = ({"ids": [[0, 0], [1, 1]]}, {"colours": [[0, 0, 0, 0], [9, 9, 9, 1]]})
+    sides = [[Artifact("data", "Dataset", str(k), tmp_path, {"classes": ["a", "b"], "labels": labels[k]}, {})] for k in (0, 1)]
+    assert told(*sides)[0]["data"] == ["data: class table: other values of masks"]
+
+
 def test_data_sets_are_told_by_splits_classes_and_files(tmp_path):
     sides = []
     for k, files in enumerate(({"a.png": "1", "b.png": "2", "c.png": "3"}, {"a.png": "1", "b.png": "9", "d.png": "4"})):

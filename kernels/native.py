@@ -5,6 +5,7 @@ Importing it, and what it says of the library for every machine, needs no torch.
 
 import ctypes
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,14 +35,17 @@ def built() -> list[Path]:
 
 
 def named(name: str) -> list[Path]:
-    return sorted((*HERE.glob(f"{name}.*so"), *HERE.glob(f"{name}.*pyd")))
+    """Those made for this Python: one that was here before may have left its own, which nothing makes anew."""
+    return [path for suffix in EXTENSION_SUFFIXES if (path := HERE / f"{name}{suffix}").is_file()]
 
 
 def unusable(found: list[Path]) -> str:
     """Why the first of these libraries cannot be used, or ""."""
     if not found:
         return "it was not compiled when this package was installed (install g++, then `pip install` it again)"
-    if any(source.stat().st_mtime > found[0].stat().st_mtime for source in (*HERE.glob("*.h"), *HERE.glob("*/*.cpp"), *HERE.glob("*/*.c"))):
+    # only where they may be edited: a wheel's files are written in any order, and setup.py is not among them
+    sources = (*HERE.glob("*.h"), *HERE.glob("*/*.cpp"), *HERE.glob("*/*.c")) if HERE.with_name("setup.py").is_file() else ()
+    if any(source.stat().st_mtime > found[0].stat().st_mtime for source in sources):
         return f"{found[0].name} is older than its sources (`pip install` this package again)"
     try:
         ctypes.CDLL(str(found[0]))

@@ -86,6 +86,13 @@ def slow(device: str) -> str:
     return unfit("triton" if device == "cuda" else "cpu", device, torch.float32)
 
 
+def told() -> str:
+    """Both of the device that a training here would take, for people."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    taken = "; ".join(f"{operation} {name}" for operation, name in choices(device).items())
+    return f"on {device.type}: {taken}" + (f"; plain PyTorch, which is slower, stands in: {why}" if (why := slow(device.type)) else "")
+
+
 def _triton(device: str) -> str:
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'stillhouse[triton]')"

@@ -27,7 +27,7 @@ def main() -> int:
     from pipeline import cli
 
     judging = {"judge": _judge, "baseline": _baseline, "compare": _compare}
-    parts = cli.Parts(stages.KINDS, _has_device, _machine, _page, engine=_engine, ask=_ask, **judging)
+    parts = cli.Parts(stages.KINDS, _has_device, _machine, _page, engine=_engine, kernels=_kernels, ask=_ask, **judging)
     return cli.main(sys.argv[1:], parts)
 
 
@@ -47,6 +47,12 @@ def _engine(folder: Path) -> list:
     from stages.sidecar import examine
 
     return examine(folder)
+
+
+def _kernels() -> str:
+    from kernels.choose import told
+
+    return told()
 
 
 def _ask(name: str, target: object) -> dict:

@@ -27,6 +27,7 @@ class Parts:
     judge: Callable[..., dict[str, Any]] | None = None  # settings of a gate, its inputs, released.Released or None -> a verdict
     baseline: Callable[..., dict[str, Any]] | None = None  # the same settings and inputs, artifacts, lineage -> what is committed
     compare: Callable[..., Any] | None = None  # a comparing.Story and the artifacts of two runs -> a comparing.Told
+    kernels: Callable[[], str] | None = None  # by what the losses are computed here; it needs torch
     ask: Callable[[str, Any], dict[str, Any]] | None = None  # a target's name and entry -> what it says of itself, over the network
 
 

@@ -26,6 +26,8 @@ def examine(store: Path, parts: Any) -> int:
     free = shutil.disk_usage(next(p for p in (store.absolute(), *store.absolute().parents) if p.exists())).free
     print(plain(f"{'store':<14} {store} ({'there' if (store / 'store.json').exists() else 'not made yet'}), {free / 1e9:.0f} GB free"))
     missing = _packages()
+    if parts.kernels and importlib.util.find_spec("torch"):
+        print(plain(f"{'kernels':<14} {parts.kernels()}"))
     if importlib.util.find_spec("torchvision"):
         print("torchvision is installed: nothing here needs it, and a build that does not match torch breaks transformers")
     if missing:

@@ -10,7 +10,7 @@ from kernels.native import library, pointer
 
 def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     s, t = student.float(), teacher.float()
-    kl, ls, lt = (torch.empty(s.shape[:2]) for _ in range(3))
+    kl, ls, lt = (torch.empty(s.shape[:2], dtype=torch.float32, device="cpu") for _ in range(3))
     tensors = map(pointer, (kl, ls, lt))
     library().channel_kl_forward(pointer(s), pointer(t), *_rows(s), c_float(temperature), *tensors, torch.get_num_threads())
     return kl, ls, lt

@@ -16,14 +16,14 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """l1 stays empty: the backward takes it from ce. kl comes first and roomy: it is freed first, and the gradient takes its place."""
     problem = _Problem.of(student, teacher, labels, temperature, align_corners, ignore)
-    kl = torch.empty(0)
+    kl = _floats(0)
     if teacher is not None:
-        kl = torch.empty(max(labels.numel(), student.numel()) + SLACK)[: labels.numel()].view(labels.shape)
-    ce, ls, lt = (torch.empty(shape) for shape in (labels.shape, kl.shape, kl.shape))
+        kl = _floats(max(labels.numel(), student.numel()) + SLACK)[: labels.numel()].view(labels.shape)
+    ce, ls, lt = (_floats(shape) for shape in (labels.shape, kl.shape, kl.shape))
     good = library().upsample_ce_kl_forward(byref(problem), byref(_Maps(*map(pointer, (ce, kl, ls, lt)))), torch.get_num_threads())
     if not good:
         raise IndexError(f"labels hold values that are neither one of {student.shape[1]} classes nor the ignored {ignore}")
-    return ce, kl, torch.empty(0), ls, lt
+    return ce, kl, _floats(0), ls, lt
 
 
 def backward(
@@ -42,10 +42,15 @@ def backward(
     problem = _Problem.of(student, teacher, labels, temperature, align_corners, ignore)
     (a, a_stride), (b, b_stride) = map(_weights, (a, b))
     upstream = _Upstream(pointer(a), pointer(b), a_stride, b_stride)
-    gradient = torch.empty(student.shape)
+    gradient = _floats(student.shape)
     maps = _Maps(pointer(ce), None, pointer(ls), pointer(lt))
     library().upsample_ce_kl_backward(byref(problem), byref(maps), byref(upstream), pointer(gradient), torch.get_num_threads())
     return gradient.to(student.dtype)
+
+
+def _floats(shape) -> Tensor:
+    """Whatever torch's default type and device are: the library writes float32."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _weights(of: Tensor) -> tuple[Tensor, int]:

@@ -122,6 +122,18 @@ def test_every_output_is_written_and_nothing_beside_it(library, monkeypatch):
     assert len(kept) > 8 and all((whole[:16] == 12345).all() and (whole[-16:] == 12345).all() for whole in kept)
 
 
+def test_another_default_type_of_torch_changes_no_bit(library):
+    """The library writes float32: into memory made for bfloat16 beyond its end, into that for float64 numbers that are none."""
+    drawing = drawn()
+    plain = made(*drawing)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = made(*drawing)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(x.dtype == torch.float32 and torch.equal(x, y) for x, y in zip(found, plain, strict=True))
+
+
 @pytest.mark.parametrize(("dtype", "wrong"), [(torch.uint8, 7), (torch.int32, 300), (torch.int64, -1)])
 def test_a_label_that_is_no_class_is_an_error_and_never_an_index(library, dtype, wrong):
     z, t, labels, *_ = drawn()

@@ -27,5 +27,7 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool =
         raise ValueError(f"logits must be float (B, C, h, w), found {logits.dtype} {tuple(logits.shape)}")
     if not 1 <= logits.shape[1] <= MOST:
         raise ValueError(f"logits hold {logits.shape[1]} classes; a class map of bytes can name 1 to {MOST}")
+    if 0 in logits.shape[2:] or min(size) < 1:
+        raise ValueError(f"logits {tuple(logits.shape)} cannot become {tuple(size)}: no side may be 0")
     using, call = choose(__name__, using, logits), (logits.detach(), list(size), align_corners)
     return reference.upsample_argmax(*call) if using == "reference" else fused.upsample_argmax(*call, using)

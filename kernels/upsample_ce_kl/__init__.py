@@ -40,14 +40,16 @@ def upsample_ce_kl(
 
 
 def _check(student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float) -> None:
-    if student.dim() != 4 or not student.is_floating_point():
-        raise ValueError(f"student must be float (B, C, h, w), found {_of(student)}")
-    if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int32, torch.int64):
-        raise ValueError(f"labels must be uint8, int32 or int64 (B, H, W), found {_of(labels)}")
+    if student.dim() != 4 or not student.is_floating_point() or 0 in student.shape[1:]:
+        raise ValueError(f"student must be float (B, C, h, w) with no side of 0, found {_of(student)}")
+    if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int32, torch.int64) or 0 in labels.shape[1:]:
+        raise ValueError(f"labels must be uint8, int32 or int64 (B, H, W) with no side of 0, found {_of(labels)}")
     if labels.shape[0] != student.shape[0]:
         raise ValueError(f"student holds {student.shape[0]} images and labels {labels.shape[0]}: they must be the same batch")
     if teacher is not None and (teacher.dim() != 4 or teacher.shape[:2] != student.shape[:2] or not teacher.is_floating_point()):
         raise ValueError(f"teacher must be float with the student's batch and classes {tuple(student.shape[:2])}, found {_of(teacher)}")
+    if teacher is not None and 0 in teacher.shape[2:]:
+        raise ValueError(f"teacher must have no side of 0, found {_of(teacher)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, found {temperature}")
 

@@ -23,10 +23,10 @@ class Sureness(NamedTuple):
 
 def upsample_confidence(logits: Tensor, labels: Tensor, *, align_corners: bool = False, ignore: int = 255, using: str = "auto") -> Sureness:
     """logits (B, C, h, w), labels (B, H, W) uint8, int32 or int64."""
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be float (B, C, h, w), found {logits.dtype} {tuple(logits.shape)}")
-    if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int32, torch.int64):
-        raise ValueError(f"labels must be uint8, int32 or int64 (B, H, W), found {labels.dtype} {tuple(labels.shape)}")
+    if logits.dim() != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
+        raise ValueError(f"logits must be float (B, C, h, w) with no side of 0, found {logits.dtype} {tuple(logits.shape)}")
+    if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int32, torch.int64) or 0 in labels.shape[1:]:
+        raise ValueError(f"labels must be uint8, int32 or int64 (B, H, W) with no side of 0, found {labels.dtype} {tuple(labels.shape)}")
     if labels.shape[0] != logits.shape[0]:
         raise ValueError(f"logits hold {logits.shape[0]} images and labels {labels.shape[0]}: they must be the same batch")
     using, call = choose(__name__, using, logits), (logits.detach(), labels, align_corners, ignore)

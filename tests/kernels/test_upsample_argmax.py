@@ -161,6 +161,9 @@ def test_what_cannot_be_asked_for_is_said():
         upsample_argmax(torch.zeros(5, 3, 3), (6, 6))
     with pytest.raises(ValueError, match="257 classes"):
         upsample_argmax(torch.zeros(1, 257, 2, 2), (6, 6))
+    for shape, size in (((1, 3, 0, 2), (6, 6)), ((1, 3, 2, 2), (6, 0))):
+        with pytest.raises(ValueError, match="no side may be 0"):
+            upsample_argmax(torch.zeros(shape), size)
 
 
 @pytest.mark.skipif("cpu" not in USING, reason="the library is not compiled")

@@ -143,7 +143,11 @@ def test_gradcheck(align):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"student": torch.zeros(3, 4, 4)}, r"student must be float \(B, C, h, w\), found torch.float32 \(3, 4, 4\)"),
+        ({"student": torch.zeros(3, 4, 4)}, r"student must be float \(B, C, h, w\) with no side of 0, found torch.float32 \(3, 4, 4\)"),
+        ({"student": torch.zeros(2, 0, 4, 4)}, r"with no side of 0, found torch.float32 \(2, 0, 4, 4\)"),
+        ({"student": torch.zeros(2, 3, 0, 4)}, r"with no side of 0, found torch.float32 \(2, 3, 0, 4\)"),
+        ({"labels": torch.zeros(2, 8, 0, dtype=torch.uint8)}, r"with no side of 0, found torch.uint8 \(2, 8, 0\)"),
+        ({"teacher": torch.zeros(2, 3, 4, 0)}, "teacher must have no side of 0"),
         ({"labels": torch.zeros(2, 8, 8)}, "labels must be uint8, int32 or int64"),
         ({"labels": torch.zeros(1, 8, 8, dtype=torch.uint8)}, "student holds 2 images and labels 1"),
         ({"teacher": torch.zeros(2, 4, 4, 4)}, r"the student's batch and classes \(2, 3\)"),

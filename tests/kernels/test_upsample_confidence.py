@@ -93,7 +93,8 @@ def test_even_and_certain_pixels_lie_at_the_ends_of_the_ranges():
 @pytest.mark.parametrize(
     ("logits", "labels", "said"),
     [
-        (torch.zeros(3, 4, 4), torch.zeros(1, 4, 4).long(), r"logits must be float \(B, C, h, w\), found torch.float32 \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 4), torch.zeros(1, 4, 4).long(), r"logits must be float \(B, C, h, w\) .*found torch.float32 \(3, 4, 4\)"),
+        (torch.zeros(2, 3, 0, 4), torch.zeros(2, 4, 4).long(), r"with no side of 0, found torch.float32 \(2, 3, 0, 4\)"),
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4), "labels must be uint8, int32 or int64"),
         (torch.zeros(2, 3, 4, 4), torch.zeros(1, 4, 4).long(), "logits hold 2 images and labels 1"),
     ],

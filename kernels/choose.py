@@ -10,6 +10,7 @@ its last argument.
 import importlib
 import logging
 import os
+import shutil
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +99,8 @@ def _triton(device: str) -> str:
         return "triton is not installed (pip install 'stillhouse[triton]')"
     if device != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         return f"the tensors are on {device}: Triton needs a CUDA device (TRITON_INTERPRET=1 runs its kernels slowly on a CPU)"
+    if device == "cuda" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler, with which it makes what launches its kernels (install gcc)"
     return ""
 
 

@@ -29,6 +29,15 @@ def test_doctor_says_which_variant_of_each_operation_runs(doctor):
     assert "on cpu: " in said and "upsample_ce_kl cpu" in said and "pixel_kl reference" in said and "stands in" not in said
 
 
+def test_triton_without_a_c_compiler_is_passed_over_in_words(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert choose.slow("cuda") == "Triton finds no C compiler, with which it makes what launches its kernels (install gcc)"
+    (tmp_path / "gcc").touch(0o755)
+    assert choose.slow("cuda") == ""
+
+
 def test_doctor_says_where_plain_pytorch_stands_in_and_why(doctor, monkeypatch):
     monkeypatch.setattr(choose.native, "why_not", lambda: "it was not compiled")
     said = doctor()

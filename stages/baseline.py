@@ -5,8 +5,9 @@ it is built anew, from the ONNX file, on the machine that judges.
 """
 
 import hashlib
+from math import isclose
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +15,9 @@ from pipeline.artifact import Artifact
 from pipeline.errors import BadRecipe
 from stages.evidence import Unknown, digest, read
 from stages.rules import RELEASED, Rule
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEMA = 1
 LATENCIES = ("image_ms", "engine_ms", "image_cpu_ms", "engine_cpu_ms")
@@ -77,6 +81,17 @@ class Baseline(Strict):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise Unknown(f"the baseline is not one of this version ({where}: {first['msg']}): accept a run anew") from None
+
+    def agrees(self, name: str, counts: "np.ndarray") -> bool:
+        """Whether the figures of a model are those of its counts: the file is text, which can be edited or merged."""
+        from stages.measure.miou import miou
+
+        mean, of_classes = miou(counts.sum(axis=0))
+        model = self.models[name]
+        told, found = [model.miou, *(model.iou.get(one) for one in self.fingerprint.classes)], [mean, *of_classes]
+        return len(told) == len(found) and all(
+            one is other or (None not in (one, other) and isclose(one, other, abs_tol=1e-6)) for one, other in zip(told, found, strict=True)
+        )
 
     def as_measurement(self) -> dict[str, Any]:
         """classes and models as measurement.json has them."""

@@ -159,6 +159,8 @@ class Evidence:
             raise Unknown(
                 f"artifact {kept.measured[:12]} does not hold the counts of {name} that the baseline names. {self.released.accept}"
             )
+        if not kept.agrees(name, counts):
+            raise Unknown(f"the IoU of {name} in {self.released.file} is not that of its counts: take the file from version control again")
         return counts
 
 

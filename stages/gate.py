@@ -24,7 +24,7 @@ __all__ = ("METRICS", "Gate", "Rule")
 class Gate(Stage):
     kind: Literal["gate"]
     makes: ClassVar[str] = "Verdict"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     measured: Annotated[str, Takes(("Measurement",)), Field(description="The stage whose figures are judged.")]
     rules: list[Rule] = Field(min_length=1, description="All of them must hold.")

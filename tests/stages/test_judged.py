@@ -321,6 +321,20 @@ def test_what_cannot_be_compared_with_the_baseline_is_undecided_and_says_what_to
     assert "does not hold the counts of engine" in against(baseline, tmp_path / "f", found.reference)["text"]
 
 
+@pytest.mark.parametrize("figure", ["miou", "iou"])
+def test_a_figure_of_the_baseline_that_its_counts_do_not_bear_out_is_undecided(released, tmp_path, figure):
+    found, baseline = released
+    edited = json.loads(json.dumps(baseline.content))
+    model = edited["models"]["engine"]
+    model[figure] = 1.0 if figure == "miou" else model["iou"] | {"tree": 1.0}
+    edited = Released("r.json", edited, "", baseline.artifacts)
+    rule = RULE | {"metric": {"miou": "miou", "iou": "iou.tree"}[figure], "sure": False}
+    worse = swapped(found, 2).candidate
+    assert against(baseline, tmp_path / "a", worse, rule)["passed"] is False
+    told = against(edited, tmp_path / "b", worse, rule)
+    assert told["passed"] is None and "the IoU of engine in r.json is not that of its counts" in told["text"]
+
+
 def test_a_model_never_measured_fails_and_one_that_the_baseline_lacks_is_undecided(released, tmp_path):
     found, baseline = released
     assert against(baseline, tmp_path / "a", found.reference, RULE | {"of": "int8"})["passed"] is False

@@ -37,13 +37,17 @@ def by_images(rule: Rule, counted: Any, evidence: Evidence, kept: bool, lost: bo
         for limit, ends in intervals(rule, evidence).items():
             numbers[limit]["interval"] = ends
     low = [one for limit, one in found.items() if not one.certified and (images < FEW_IMAGES or not visible(rule, limit, one))]
-    entry = {"images": images, "low_power": bool(low), "confidence": numbers} | (worst(rule, counted, evidence) if rule.against else {})
+    spent = has_nothing_to_lose(rule, evidence)
+    entry = {"images": images, "low_power": bool(low) or spent, "confidence": numbers}
+    entry |= worst(rule, counted, evidence) if rule.against else {}
     why = [told_of(numbers, found, rule, images)]
     if passed is None and not kept:
         why.append(f"may be chance on {images} images: more of them decide, or `sure: false`")
     elif passed is None:
         why.append(f"{images} images are too few to promise it: more of them decide, or `sure: false`")
-    if low and rule.against and passed:
+    if spent and passed:
+        why.append(f"low power: {rule.against} has no more than that to lose, so nothing could break this rule")
+    elif low and rule.against and passed:
         most = max(one.detectable for one in low)
         finds = 0 < most < math.inf
         known = f"find a drop of {most:.2g} points, not a smaller one" if finds else "do not tell how small a drop they would find"
@@ -113,6 +117,11 @@ def visible(rule: Rule, limit: str, found: Any) -> bool:
     if rule.against is None:
         return True
     return found.detectable <= (abs(rule.limits()[limit]) if not limit.endswith("_ratio") else math.inf)
+
+
+def has_nothing_to_lose(rule: Rule, evidence: Evidence) -> bool:
+    """Whether the other model is so bad that even 0 keeps the limit, e.g. on a class that it never finds."""
+    return rule.against is not None and rule.at_least is not None and evidence.other_figure(rule) + rule.at_least <= 0
 
 
 def holding(counted: Any, number: int) -> int:

@@ -115,6 +115,18 @@ def test_a_class_that_lost_is_named_and_one_that_only_swung_is_undecided(tmp_pat
     assert judge([rule.model_copy(update={"sure": False})], two)["passed"] is False
 
 
+def test_a_rule_that_nothing_could_break_says_so(tmp_path):
+    found = pair(200)
+    found.reference[:, 4, 2] += found.reference[:, 4, 0]  # persons are there, and the reference finds none
+    found.reference[:, 4, 0] = 0
+    rule = {"metric": "iou.person", "at_least": -3.0}
+    told = judged(rule, tmp_path / "a", found._replace(candidate=found.reference))
+    assert told["value_against"] == 0 and told["passed"] is True and told["low_power"] is True
+    assert told["text"].endswith("low power: student has no more than that to lose, so nothing could break this rule")
+    car = judged(rule | {"metric": "iou.car"}, tmp_path / "b", found._replace(candidate=found.reference))
+    assert car["passed"] is True and car["low_power"] is False
+
+
 def test_a_class_is_judged_alike_by_a_difference_and_by_a_share_and_a_gain_that_was_asked_for_must_be_there(tmp_path):
     found = swapped(pair(200), 3, share=0.1)
     table = dict(zip(("student", "engine"), found[:2], strict=True))

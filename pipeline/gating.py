@@ -70,7 +70,8 @@ def gate(asked: argparse.Namespace, parts: Any) -> int:
     else:
         from . import report, show
 
-        judged = {name: _judged(store, run, name, file, parts) for name in run.verdicts()}
+        known = released.read(file, store, None if asked.baseline else (run.recipe, run.profile))
+        judged = {name: _judged(store, run, name, known, parts) for name in run.verdicts()}
         outcomes = [_tell(store, run.name, name, told) for name, told in judged.items()]
         show.tell(f"page:   {report.write(store, run.name, asked.out, parts, judged)}")
     return GateFailed.code if False in outcomes else Undecided.code if None in outcomes else 0
@@ -100,10 +101,10 @@ def verify(store: Store, artifact: Artifact) -> None:
         raise BadStore(f"{artifact.name}: {damage}; run its recipe again, it will be made anew") from None
 
 
-def _judged(store: Store, run: Finished, gate: str, file: Path, parts: Any) -> dict[str, Any]:
+def _judged(store: Store, run: Finished, gate: str, known: released.Released, parts: Any) -> dict[str, Any]:
     inputs = run.inputs(store, gate)
-    known = released.read(file, store).verified(store) if run.stages[gate].names_released() else None
-    return parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known)
+    asked = run.stages[gate].names_released()
+    return parts.judge(run.stages[gate].model_dump(mode="json"), inputs, known.verified(store) if asked else None)
 
 
 def _replayed(store: Store, run: Finished, gate: str, parts: Any) -> bool | None:

@@ -6,7 +6,6 @@ hand them on. Stages that speak of `released` get both; what is in the file is t
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +13,6 @@ from typing import Any, Self
 from .artifact import Artifact
 from .keys import digest
 from .recipe import Recipe
-from .stage import Stage
 from .store import Damaged, Store
 
 FOLDER = "baselines"  # beside the recipe
@@ -73,8 +71,9 @@ def place(recipe: Path, name: str, profile: str | None) -> Path:
     return recipe.parent / FOLDER / f"{name}{f'.{profile}' if profile else ''}.json"
 
 
-def read(file: Path, store: Store) -> Released:
-    """Never raises for what is wrong with the file: who compares says that it cannot be told."""
+def read(file: Path, store: Store, of: tuple[str, str | None] | None = None) -> Released:
+    """Never raises for what is wrong with the file: who compares says that it cannot be told. `of`: the recipe and profile whose file it
+    should be, where nobody named this one."""
     accept, shown = "make a run the baseline: `python -m pipeline gate RUN --accept`", f"{file.parent.name}/{file.name}"
     try:
         with file.open("rb") as opened:
@@ -90,6 +89,9 @@ def read(file: Path, store: Store) -> Released:
     ids = content.get("artifacts") if isinstance(content, dict) else None
     if not isinstance(ids, dict) or len(ids) > MOST or not all(ID.fullmatch(id) for id in ids):
         return Released(shown, None, f"{shown} is no baseline: take it from version control again, or {accept}")
+    if of and (kept := (content.get("recipe"), content.get("profile"))) != of:
+        text = f"{shown} is the baseline of {_spoken(*kept)}, not of {_spoken(*of)}: {accept}, or name it with --baseline"
+        return Released(shown, None, text)
     return with_artifacts(shown, content, store)
 
 
@@ -99,15 +101,15 @@ def with_artifacts(name: str, content: dict[str, Any], store: Store) -> Released
 
 def with_committed(recipe: Recipe, store: Store) -> Recipe:
     """The recipe whose stages know the committed baseline, where they speak of it."""
-    return replace(recipe, stages=known(recipe.stages, place(recipe.path, recipe.name, recipe.profile), store))
+    if not any(stage.names_released() for stage in recipe.stages.values()):
+        return recipe
+    released = read(place(recipe.path, recipe.name, recipe.profile), store, (recipe.name, recipe.profile))
+    stages = {name: stage.knowing(released) if stage.names_released() else stage for name, stage in recipe.stages.items()}
+    return replace(recipe, stages=stages)
 
 
-def known(stages: Mapping[str, Stage], file: Path, store: Store) -> dict[str, Stage]:
-    """The stages, those that speak of `released` knowing what it is."""
-    if not any(stage.names_released() for stage in stages.values()):
-        return dict(stages)
-    released = read(file, store)
-    return {name: stage.knowing(released) if stage.names_released() else stage for name, stage in stages.items()}
+def _spoken(recipe: Any, profile: Any) -> str:
+    return f"{recipe}, {f'profile {profile}' if profile else 'no profile'}"
 
 
 def _held(store: Store, id: str) -> Artifact | None:

@@ -219,6 +219,15 @@ def test_a_baseline_that_is_not_there_is_undecided_and_says_what_to_do(accepted)
     assert f"store pull DIR {'f' * 64}" in accepted.call("gate", "--baseline", other, code=4)
 
 
+def test_the_baseline_of_another_profile_is_used_only_where_it_is_named(accepted):
+    accepted.run()
+    baseline(accepted).write_text(baseline(accepted).read_text().replace('"profile": null', '"profile": "cpu"'))
+    told = "toy.json is the baseline of toy, profile cpu, not of toy, no profile: make a run the baseline"
+    assert told in accepted.call("gate", code=4)
+    assert "judge of toy-3: undecided" in accepted.run(code=4)
+    assert "3.0, released is 3.0" in accepted.call("gate", "--baseline", baseline(accepted))
+
+
 def test_another_machine_pulls_what_the_baseline_names_and_judges_by_it(accepted):
     accepted.call("store", "push", "cache", named(accepted))
     assert "is sound" in accepted.call("store", "push", "cache", baseline(accepted))

@@ -71,9 +71,11 @@ class Evidence:
             return
         model = self.baseline().models.get(rule.of)
         if model is None or model.onnx is None or model.onnx.id != pair["source"]:
-            raise Unknown(f"{rule.of} was timed against ONNX file {pair['source'][:12]}, which is not the baseline's: run the recipe again")
+            text = f"{rule.of} was timed against ONNX file {pair['source'][:12]}, which is not that of {self.released.file}"
+            raise Unknown(f"{text}: run the recipe with that file as its committed baseline")
         if model.engine != pair.get("engine", model.engine):
-            raise Unknown(f"{rule.of} was timed against an engine with other settings than the baseline's: run the recipe again")
+            text = f"{rule.of} was timed against an engine of other settings than that of {self.released.file}"
+            raise Unknown(f"{text}: run the recipe with that file as its committed baseline")
 
     def class_number(self, rule: Rule) -> int:
         return self.measurement["classes"].index(rule.metric.removeprefix("iou."))

@@ -166,9 +166,10 @@ def test_the_released_engine_is_built_here_from_its_onnx_file_and_takes_turns(li
     assert judge_one(rule, of_artifact(after, known))["passed"] is None  # one round tells nothing
     other = json.loads(json.dumps(content))
     other["models"]["engine"]["engine"]["threads"] = 2
-    assert "other settings than the baseline's" in judge_one(rule, of_artifact(after, Released("r", other, "", {})))["text"]
+    text = judge_one(rule, of_artifact(after, Released("r", other, "", {})))["text"]
+    assert "an engine of other settings than that of r: run the recipe with that file as its committed baseline" in text
     content["models"]["engine"]["onnx"]["id"] = "e" * 64
-    assert "not the baseline's: run the recipe again" in judge_one(rule, of_artifact(after, Released("r", content, "", {})))["text"]
+    assert "not that of r: run the recipe with that file" in judge_one(rule, of_artifact(after, Released("r", content, "", {})))["text"]
 
     gone = Released("r.json", known.content, "", {"c" * 64: before})
     _, without = measurement(line, tmp_path, "without", gone, pairs=[["engine", "released"]])

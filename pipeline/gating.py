@@ -60,6 +60,8 @@ def gate(asked: argparse.Namespace, parts: Any) -> int:
     """
     if asked.accept and asked.replay:
         raise BadRecipe("--accept makes a run the baseline, --replay only looks at one: give one of the two")
+    if asked.replay and asked.baseline:
+        raise BadRecipe("--replay judges with the baseline of its day: leave --baseline out, or leave --replay out to judge by that file")
     store = Store(asked.store)
     run = finished(store, asked.run or finding.newest(store), parts)
     file = asked.baseline or released.place(run.file, run.recipe, run.profile)

@@ -187,6 +187,7 @@ def test_a_verdict_is_replayed_with_the_baseline_of_its_day(accepted):
     baseline(accepted).unlink()
     assert "to the same verdict" in accepted.call("gate", "toy-2", "--replay")
     assert "give one of the two" in accepted.call("gate", "toy-2", "--replay", "--accept", code=2)
+    assert "leave --baseline out" in accepted.call("gate", "toy-2", "--replay", "--baseline", "other.json", code=2)
 
 
 def test_stored_samples_that_changed_are_never_replayed(accepted):

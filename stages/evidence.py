@@ -59,6 +59,10 @@ class Evidence:
         latency = self.measurement["models"][rule.of].get("latency") or {}
         return latency.get(f"samples_{(TIMES | CPU_TIMES)[rule.metric][0]}", [])
 
+    def on_gpu(self, rule: Rule) -> bool:
+        """Whether either of the two models that a rule on times compares ran there."""
+        return any((self.measurement["models"][name].get("latency") or {}).get("on_gpu") for name in (rule.of, rule.against))
+
     def pair(self, rule: Rule) -> dict[str, Any] | None:
         """The entry of pairs.json that the rule is judged by; None where the two were not timed in turns."""
         file = self.folder / "pairs.json" if self.folder and rule.is_of_pair else None

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.errors import BadData
 from stages.counted import by_images, by_pixels, classes_that_lost
 from stages.evidence import Busy, Evidence, Unknown
-from stages.rules import RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
+from stages.rules import CPU_TIMES, RELEASED, TIMES, Rule, asked, holds, judged_value, spoken
 from stages.timed import by_rounds, by_runs, decisions
 
 BARE = "two figures, which tell nothing of chance"
@@ -49,6 +49,8 @@ def judge_one(
         entry["value_against"], text = against, spoken(rule, of, against, {})
         if rule.metric in TIMES and (noise := evidence.noise(rule.of)):
             raise Busy(noise)
+        if rule.metric in CPU_TIMES and rule.against and evidence.on_gpu(rule):
+            raise Unknown("processor time says nothing of what a GPU computes: ask for the time by the clock")
         if rule.is_tail_of_two and rule.sure is not False:
             raise Unknown(rule.instead)
         values = {name: judged_value(name, of, against) for name in rule.limits()}

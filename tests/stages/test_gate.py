@@ -130,6 +130,16 @@ def test_on_a_busy_machine_the_clock_decides_nothing_and_all_else_is_judged():
     assert judge(Rule(metric="p50_ms", of="engine", at_most=5, sure=False), quiet)["passed"] is True
 
 
+def test_processor_time_compares_no_model_that_runs_on_a_gpu():
+    measurement = busy()
+    rule = Rule(metric="cpu_p50_ms", of="engine", against="onnx", at_most_ratio=0.5)
+    assert judge(rule, measurement)["passed"] is True
+    measurement["models"]["engine"]["latency"]["on_gpu"] = True
+    told = judge(rule, measurement)
+    assert told["passed"] is None and "nothing of what a GPU computes: ask for the time by the clock" in told["text"]
+    assert judge(Rule(metric="cpu_p50_ms", of="engine", at_most=9, sure=False), measurement)["passed"] is True  # what it costs the host
+
+
 @pytest.mark.parametrize("miou, passed", [(39, None), (41, False)])
 def test_a_verdict_is_undecided_only_where_no_rule_is_broken(tmp_path, miou, passed):
     (tmp_path / "measurement.json").write_text(json.dumps(busy()))

@@ -298,3 +298,15 @@ def test_a_setting_that_reads_like_the_name_of_a_stage_is_no_input_of_the_page()
         "candidates": ["onnx", "openvino"],
     }
     assert report._inputs({"kind": "of another version", "data": "data"}, stages, KINDS) == {}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs/ci").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_check_to_require_is_never_skipped_and_green_after_exit_code_0_alone(file):
+    job = yaml.safe_load(file.read_text())["jobs"]["verdict"]
+    [step] = job["steps"]
+    assert job["if"] == "${{ always() }}" and step["env"]["CODE"].startswith("${{ inputs.accept && 'accept' || ")
+    assert step["env"]["CODE"].endswith(" || needs.gate.outputs.code || '1' }}")
+    ended = {
+        code: subprocess.run(["bash", "-ec", step["run"]], env={"CODE": code}).returncode for code in ("0", "1", "3", "4", "143", "accept")
+    }
+    assert ended == {"0": 0, "1": 1, "3": 3, "4": 4, "143": 1, "accept": 1}

@@ -158,7 +158,8 @@ def _accept(store: Store, run: Finished, file: Path, parts: Any) -> int:
     os.chmod(file, 0o644)  # others read it, too
     passed = run.artifacts[gate].facts["passed"]
     although = {True: "", False: ", although its gate FAILED", None: ", although its gate was undecided"}[passed]
-    print(f"{file}: {run.name} is the baseline{although}; commit this file")
+    sets = "".join(f" --set {one}" for one in finding.begin(store, run.name).get("sets", ()))
+    print(f"{file}: {run.name} is the baseline{although}{f', made with{sets}' if sets else ''}; commit this file")
     print("Other machines need what it names, DIR being a CI cache, a release's files, or a mounted share:")
     size = sum(map(store.size, content["artifacts"])) / 1e6
     from .verdict import command

@@ -97,6 +97,11 @@ def test_without_a_baseline_a_run_is_undecided_and_accept_makes_it_one(place):
     assert ": passed, 2 rules hold" in place.run()
 
 
+def test_who_accepts_a_run_of_other_settings_than_the_recipe_is_told_so(place):
+    place.call("run", place.recipe, "--set", "stages.one.value=4", code=4)
+    assert "although its gate was undecided, made with --set stages.one.value=4; commit" in place.call("gate", "--accept")
+
+
 def test_what_noise_left_undecided_is_made_anew_by_the_next_run_and_stays_for_those_who_ask_for_the_old_one(place):
     gauge = place.folder / "gauge.txt"
     place.recipe.write_text(RECIPE.replace("{kind: sum, of: [one]}", f"{{kind: gauge, file: {gauge}}}").replace(", against: released", ""))

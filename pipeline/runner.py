@@ -58,7 +58,7 @@ class Runner:
         self._secrets: dict[str, str] = {}  # name -> value; in nothing that is written
 
     def run(self, recipe: Recipe) -> Outcome:
-        stages = {n: s.rehearsed() for n, s in recipe.stages.items()} if self.rehearsing else recipe.stages
+        stages = {n: s.rehearsed() if self.rehearsing else s for n, s in recipe.stages.items()}
         self._secrets = secrets.known(recipe.resolved, recipe.sets)
         self._last = last_keys(self.store, recipe.name)
         steps = make(stages, self.store, self._last)
@@ -91,7 +91,7 @@ class Runner:
         except Damaged as damage:
             raise BadStore(f"{step.name}: {damage}, and the store is read-only, so that it cannot be made anew") from None
 
-    def _tried(self, stages: Mapping[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> Stillhouse | None:
+    def _tried(self, stages: dict[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> Stillhouse | None:
         """The error in which it ended, if it did."""
         try:
             self._walking = True
@@ -104,7 +104,7 @@ class Runner:
             self._walking = False
         return None
 
-    def _walk(self, stages: Mapping[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> None:
+    def _walk(self, stages: dict[str, Stage], run: str, ended: dict[str, dict[str, Any]]) -> None:
         """Runs the first stage that must run, plans anew with its artifact, and so on until every stage is kept."""
         while True:
             with self.store.shared():  # what is kept is noted before sweeping could take it for unneeded
@@ -117,7 +117,17 @@ class Runner:
                 return
             if self._signals:  # the stage at work then was done before it saw the signal
                 raise Stopped(STOPPED, self._signals[0])
-            self._one(due, steps, run, ended)
+            if not self._lost_of_released(due.stage, stages):
+                self._one(due, steps, run, ended)
+
+    def _lost_of_released(self, due: Stage, stages: dict[str, Stage]) -> bool:
+        """Whether artifacts of the baseline were found damaged: what is made without them gets a key that says so, and is made anew once
+        they were pulled again."""
+        if due.released is None:
+            return False
+        sound = due.released.verified(self.store)
+        stages |= {name: stage.knowing(sound) for name, stage in stages.items() if stage.names_released()}
+        return sound.artifacts.keys() != due.released.artifacts.keys()
 
     def _one(self, step: Step, steps: list[Step], run: str, ended: dict[str, dict[str, Any]]) -> None:
         made, lineage = {s.name: s.artifact for s in steps}, {s.name: s.inputs for s in steps}
@@ -173,7 +183,7 @@ class Runner:
             "out": str(out),
             "state": str(state),
             "lineage": lineage,
-            "released": step.stage.released.verified(self.store).described() if step.stage.released else None,
+            "released": step.stage.released.described() if step.stage.released else None,
             "rehearsing": self.rehearsing,
         }
         spec_file = log.with_suffix(".json")

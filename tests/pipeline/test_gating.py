@@ -213,6 +213,17 @@ def test_a_baseline_whose_bytes_changed_is_undecided_and_moved_aside(accepted):
     assert named(accepted) not in objects(accepted)
 
 
+def test_a_verdict_that_a_damaged_baseline_left_open_is_made_anew_once_it_was_pulled(accepted):
+    accepted.call("store", "push", "cache", baseline(accepted))
+    folder = Store(accepted.folder / ".stillhouse").folder(named(accepted))
+    os.chmod(folder / "number.txt", 0o644)
+    (folder / "number.txt").write_text("9")
+    accepted.edit("value: 3}", "value: 2}")
+    assert f"store pull DIR {baseline(accepted)}" in accepted.run(code=4)
+    accepted.call("store", "pull", "cache", baseline(accepted))
+    assert ": passed, 2 rules hold" in accepted.run()
+
+
 def test_a_baseline_that_is_not_there_is_undecided_and_says_what_to_do(accepted):
     accepted.run()
     assert "no/toy.json does not exist: name the right one with --baseline" in accepted.call("gate", "--baseline", "no/toy.json", code=4)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from . import comparing, exchange, finding, fleet, gating, grammar, room, starter, targets, upkeep
-from .errors import BadRecipe, Missing, Stillhouse
-from .store import Store
+from .errors import BadRecipe, BadStore, Missing, Stillhouse
+from .store import Damaged, Store
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ def _main(arguments: list[str], parts: Parts) -> int:
 
         print(plain(str(error)), file=sys.stderr)
         return error.code
+    except Damaged as damage:
+        print(f"{damage}: run its recipe again, it will be made anew", file=sys.stderr)
+        return BadStore.code
     except BrokenPipeError:  # `... | head` closed its end
         sys.stderr.close()
         return 0
@@ -122,6 +125,8 @@ def ls(asked: argparse.Namespace, parts: Parts) -> None:
         for entry in finding.stages(store, finding.run_named(store, asked.run)).values():
             print(line(entry["stage"], "", entry["state"], entry["seconds"], entry["id"]))
         return
+    if not store.runs():
+        print(f"no run in {store.root} yet: python -m pipeline run RECIPE")
     for name in sorted(store.runs(), key=store.sequence):
         entries = store.journal(name).read()
         if not entries:

@@ -38,6 +38,8 @@ def named(what: str, store: Store) -> list[str]:
     """The artifacts that a committed baseline names; [] where `what` is no file."""
     if not what.endswith(".json"):
         return []
+    if not Path(what).exists():
+        raise BadRecipe(f"{what} does not exist: name a committed baseline's file, or an artifact as RUN/STAGE or by its id")
     found = released.read(Path(what), store)
     if not found.content or not found.content["artifacts"]:
         raise BadRecipe(found.problem or f"{what} names no artifact")
@@ -71,12 +73,12 @@ def _pull(store: Store, id: str, source: Path) -> None:
     kind = examined(source / id, id, Refused)["kind"]
     if kind in NATIVE:
         raise Refused(f"{id[:12]} is of kind {kind}, which is code for the machine that built it: pull its ONNX file and build it here")
-    with store.workplace(id) as folder:
+    with store.shared(), store.workplace(id) as folder:  # until it is pinned, sweeping would take it for what nobody needs
         for file in (source / id).iterdir():
             shutil.copyfile(file, folder / file.name)
         examined(folder, id, Refused)  # what was copied, not what was looked at before
         store.adopt(id, folder)
-    pins.pin(store, id)
+        pins.pin(store, id)
     print(f"{store.folder(id)}: {kind}, pinned (`store pin {id} --off` lets it go)")
 
 

@@ -43,6 +43,8 @@ def outcome(entries: list[dict[str, Any]]) -> str:
 def artifact(store: Store, what: str) -> str:
     """The id of RUN/STAGE, or of an artifact by its first characters."""
     name, _, stage = what.partition("/")
+    if not stage and name in store.runs():
+        raise BadRecipe(f"{name} is a run: name one of its stages, {name}/STAGE; `ls {name}` lists them")
     if not stage:
         return store.complete(what)
     ended = stages(store, run_named(store, name))

@@ -50,6 +50,11 @@ def _artifacts(store: Store, n: int, t: int, repair: bool) -> Iterator[Finding]:
     for folder in sorted(store.root.glob("objects/sha256/*/*")):
         if _part(folder.name, t) != n - 1:
             continue
+        if folder != store.folder(folder.name):
+            if repair:
+                _put_aside(store, folder)
+            yield Finding(str(folder.relative_to(store.root)), "is no artifact", repair)
+            continue
         try:
             fresh.verify(folder.name)
         except Damaged as damage:

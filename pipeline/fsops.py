@@ -35,11 +35,16 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds to a file; a new one is synced into its folder too."""
+    """Adds to a file, all or nothing where the disk is full; a new one is synced into its folder too. One process at a time."""
     new = not path.exists()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
-        _write_all(fd, data)
+        before = os.fstat(fd).st_size
+        try:
+            _write_all(fd, data)
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from . import finding
 from .errors import BadRecipe
+from .problems import meant
 
 Command = Callable[..., Any]
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -78,6 +79,8 @@ class Parser(argparse.ArgumentParser):
         if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             names = re.findall(r"[a-z]+", found[2])
             message = f"there is no command {found[1]!r}{finding.meant(found[1], names)}"
+        elif found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
+            message += meant(found[1], OPTIONS)
         raise BadRecipe(f"{self.prog}: {message}\ntry: {self.prog} --help")
 
 

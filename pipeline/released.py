@@ -74,7 +74,7 @@ def place(recipe: Path, name: str, profile: str | None) -> Path:
 def read(file: Path, store: Store, of: tuple[str, str | None] | None = None) -> Released:
     """Never raises for what is wrong with the file: who compares says that it cannot be told. `of`: the recipe and profile whose file it
     should be, where nobody named this one."""
-    accept, shown = "make a run the baseline: `python -m pipeline gate RUN --accept`", f"{file.parent.name}/{file.name}"
+    accept, shown = "make a run the baseline: `python -m pipeline gate RUN --accept`", str(Path(file.parent.name, file.name))
     try:
         with file.open("rb") as opened:
             data = opened.read(BYTES + 1)

@@ -12,6 +12,7 @@ quarantine/                     what was found damaged: never deleted here
 ballast                         space that is given up on a full disk, so that a run can still say how it ended
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,12 +26,13 @@ from typing import Any
 
 from . import fsops, locks, room
 from .artifact import Artifact
-from .errors import BadStore
+from .errors import BadRecipe, BadStore
 from .journal import Journal
 from .keys import canonical, digest, seal, unseal
 
 SCHEMA = 1
 FOLDERS = ("objects/sha256", "refs/cache", "refs/runs", "refs/pins", "keys", "state", "tmp", "locks", "trash", "quarantine")
+RUN = re.compile(r".+-\d+", re.A)
 FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 BALLAST = 1 << 20  # bytes
 
@@ -141,7 +143,9 @@ class Store:
         """The full id of an artifact from its first characters."""
         found = [p.name for p in self.root.glob(f"objects/sha256/*/{prefix}*")] if re.fullmatch("[0-9a-f]{4,64}", prefix) else []
         if len(found) != 1:
-            raise BadStore(f"{prefix!r} names {len(found)} artifacts in {self.root}; give at least 4 characters of an id shown by `ls`")
+            raise BadRecipe(
+                f"{prefix!r} names {len(found)} artifacts in {self.root}; give RUN/STAGE, or the first 4 or more characters of an id"
+            )
         return found[0]
 
     # -- adding
@@ -215,9 +219,11 @@ class Store:
         return self._record(self.root / "keys" / f"{key}.json")
 
     def new_run(self, name: str) -> str:
-        """Claims the next number of this recipe's runs: `quickstart-3`."""
+        """Claims the next number of this recipe's runs: `quickstart-3`. One that was swept, of which the holder of its lock stays,
+        is not given again: pins and pages go by it."""
         self.require_writable()
-        number = max((n for _, n in _numbered(self.runs(), name)), default=0) + 1
+        known = [*self.runs(), *(note.stem for note in self.root.glob(f"locks/{name}-*.holder"))]
+        number = max((n for _, n in _numbered(known, name)), default=0) + 1
         while True:
             try:
                 os.mkdir(self.root / "refs/runs" / f"{name}-{number}", 0o700)
@@ -229,7 +235,7 @@ class Store:
     def runs(self, name: str | None = None) -> list[str]:
         """All runs, oldest first, or those of one recipe."""
         folder = self.root / "refs/runs"
-        found = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        found = [p.name for p in folder.iterdir() if RUN.fullmatch(p.name) and p.is_dir()] if folder.is_dir() else []
         if name is not None:
             return [run for run, _ in sorted(_numbered(found, name), key=lambda pair: pair[1])]
         return sorted(found, key=lambda run: (run.rpartition("-")[0], int(run.rpartition("-")[2])))
@@ -339,7 +345,8 @@ def manifest_in(folder: Path, id: str) -> dict[str, Any]:
         if folder.is_symlink():
             raise Damaged(id, "its folder is a link")
         data = fsops.read(folder / "MANIFEST.json")
-    except OSError:
+    except OSError as error:
+        _require_readable(error)
         raise Damaged(id, "MANIFEST.json is missing") from None
     if hashlib.sha256(data).hexdigest() != id:  # before it is parsed: whatever it holds now, it is not ours
         raise Damaged(id, "MANIFEST.json does not match the artifact's id")
@@ -353,7 +360,8 @@ def compare(id: str, manifest: dict[str, Any], folder: Path) -> None:
     """Every byte of a folder against a manifest; raises Damaged."""
     try:
         names = {entry.name for entry in folder.iterdir()} - {"MANIFEST.json"}
-    except OSError:  # another run put it aside just now
+    except OSError as error:  # another run put it aside just now
+        _require_readable(error)
         raise Damaged(id, "is missing") from None
     if names != set(manifest["files"]):
         raise Damaged(id, f"files differ from the manifest: {sorted(names ^ set(manifest['files']))}")
@@ -361,9 +369,16 @@ def compare(id: str, manifest: dict[str, Any], folder: Path) -> None:
         try:
             found = fsops.sha256(folder / name)
         except OSError as error:
+            _require_readable(error)
             raise Damaged(id, f"{name}: {error.strerror}") from None
         if found != (expected["size"], expected["sha256"]):
             raise Damaged(id, f"{name} is not the file that was published")
+
+
+def _require_readable(error: OSError) -> None:
+    """What the system only refuses to open may be sound: to make it anew could cost days. A bad sector (EIO) is damage."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT):
+        raise error
 
 
 def _parse(data: bytes) -> Any:

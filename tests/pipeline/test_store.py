@@ -1,9 +1,14 @@
+import errno
 import os
+import shutil
+import threading
 
 import pytest
 
-from pipeline import fsops
-from pipeline.errors import BadStore
+from pipeline import cli, exchange, fsops, locks
+from pipeline.errors import BadRecipe, BadStore
+from pipeline.fsck import examine
+from pipeline.gc import sweep
 from pipeline.keys import canonical
 from pipeline.store import Damaged, Store
 
@@ -124,9 +129,9 @@ def test_a_store_of_a_newer_version_is_refused(store):
 def test_an_artifact_is_named_by_the_start_of_its_id(store):
     id = put(store)
     assert store.complete(id[:6]) == id
-    with pytest.raises(BadStore, match="names 0"):
+    with pytest.raises(BadRecipe, match="names 0"):
         store.complete("ffff")
-    with pytest.raises(BadStore):
+    with pytest.raises(BadRecipe):
         store.complete("../..")
 
 
@@ -162,3 +167,111 @@ def test_replace_leaves_the_old_bytes_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         fsops.replace(file, b"new")
     assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["ref.json"]
+
+
+@pytest.mark.parametrize("name", ["a.bin", "MANIFEST.json"])
+def test_a_file_that_the_system_only_refuses_to_open_is_not_taken_for_damage(store, monkeypatch, name):
+    id, fresh, opening = put(store), Store(store.root), os.open
+
+    def refused(path, *more):
+        if str(path).endswith(name):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return opening(path, *more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        fresh.verify(id)
+    if name == "MANIFEST.json":
+        with pytest.raises(OSError, match="Too many open files"):
+            fresh.find("k" * 64)
+
+
+def test_the_number_of_a_swept_run_is_not_given_again(store):
+    run = store.new_run("toy")
+    with locks.alone(store.alone(run), run, None):
+        store.note(run, "begin", sequence=1)
+    assert sweep(store, keep=0).runs == ["toy-1"]
+    assert store.runs() == [] and store.new_run("toy") == "toy-2"
+
+
+def test_a_folder_that_is_no_run_is_none(store):
+    (store.root / "refs/runs/backup").mkdir()
+    assert store.new_run("toy") == "toy-1" and store.runs() == ["toy-1"]
+
+
+def test_a_line_that_did_not_fit_on_the_disk_leaves_nothing_behind(store, monkeypatch):
+    run, writing, calls = store.new_run("toy"), os.write, []
+    store.note(run, "begin", sequence=1)
+
+    def full(fd, data):
+        calls.append(fd)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return writing(fd, bytes(data[:10]) if len(calls) == 1 else data)
+
+    monkeypatch.setattr(os, "write", full)
+    store.note(run, "end", code=5)
+    assert [line[9:24] for line in store.journal(run).lines()] == [b'{"event":"begin', b'{"event":"end",']
+    assert not (store.root / "ballast").exists()
+
+
+def test_sweeping_waits_for_a_pull(store, tmp_path, monkeypatch):
+    id, other = put(store), Store(tmp_path / "other").prepare()
+    exchange._push(store, id, tmp_path / "shared")
+    copying, sweeps = shutil.copyfile, []
+
+    def slowly(source, target):
+        copying(source, target)
+        sweeps.append(threading.Thread(target=sweep, args=(other,)))
+        sweeps[-1].start()
+        sweeps[-1].join(0.2)
+
+    monkeypatch.setattr(shutil, "copyfile", slowly)
+    exchange._pull(other, id, tmp_path / "shared")
+    for thread in sweeps:
+        thread.join()
+    other.verify(id)
+
+
+def test_what_lies_among_the_artifacts_and_is_none_is_put_aside_once(store):
+    (store.root / "objects/sha256/zz/junk").mkdir(parents=True)
+    [found] = examine(store, repair=True)
+    assert (found.where, found.what, found.repaired) == ("objects/sha256/zz/junk", "is no artifact", True)
+    assert [p.name for p in (store.root / "quarantine").iterdir()] == ["objects-sha256-zz-junk.1"]
+    assert not list(examine(store))
+
+
+def said(store, capsys, *words):
+    """The exit code of a command on this store, and all that it printed."""
+    parts = cli.Parts({}, lambda: True, dict, lambda run, artifacts: ("", {}))
+    code = cli.main([*words, "--store", str(store.root)], parts)
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", [("show",), ("store", "pin")])
+def test_every_command_tells_of_damage_in_a_sentence(store, capsys, command):
+    id = put(store)
+    os.chmod(store.folder(id) / "MANIFEST.json", 0o644)
+    (store.folder(id) / "MANIFEST.json").write_text("{}")
+    code, text = said(store, capsys, *command, id)
+    assert code == 5 and text.endswith("MANIFEST.json does not match the artifact's id: run its recipe again, it will be made anew\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("show", "toy-1"), "toy-1 is a run: name one of its stages, toy-1/STAGE"),
+        (("show", "zz"), "'zz' names 0 artifacts"),
+        (("store", "push", "out", "x.json"), "x.json does not exist: name a committed baseline's file"),
+        (("gate", "--profle"), "unrecognized arguments: --profle; did you mean --profile?"),
+    ],
+)
+def test_a_mistyped_name_is_exit_2_and_says_what_is_meant(store, capsys, words, told):
+    store.note(store.new_run("toy"), "begin", sequence=1)
+    code, text = said(store, capsys, *words)
+    assert code == 2 and told in text
+
+
+def test_a_store_without_runs_says_so(store, capsys):
+    code, text = said(store, capsys, "ls")
+    assert code == 0 and text == f"no run in {store.root} yet: python -m pipeline run RECIPE\n"

@@ -213,6 +213,8 @@ class Runner:
     def _follow(self, name: str, events: Iterator[str]) -> dict[str, Any]:
         last: dict[str, Any] = {}
         for line in events:
+            if not line.endswith("\n"):  # it was killed while it wrote this
+                break
             event = json.loads(line)
             if "say" in event:
                 self.show.say(secrets.redact(event["say"], self._secrets), stage=name)

@@ -267,7 +267,7 @@ def _ask(key: str, question: str, answers: dict[str, Any], choices: tuple[str, .
             answer = input(f"{question}{hint} [{default}]: ").strip() or default
         except EOFError:
             print()
-            raise BadRecipe("the questions ended before the answers: nothing is written") from None
+            raise BadRecipe("the answers ended before the questions: nothing is written; begin anew, or answer with --answer") from None
         wrong = [text for text in _looked_at(answers | {key: answer})[1] if text.startswith(f"{key}: ")]
         if not wrong:
             return answer

@@ -307,3 +307,8 @@ def test_the_newest_run_is_told_by_its_place_and_not_by_a_clock(place):
     runs = place.folder / ".stillhouse/refs/runs"
     os.utime(runs / "toy-1", (4e9, 4e9))
     assert place.call("report").strip().endswith("toy-2/page.html")
+
+
+def test_a_stage_that_is_killed_in_the_middle_of_a_word_has_said_nothing():
+    runner = Runner(None, {}, Lines())
+    assert runner._follow("one", iter(['{"progress": [1, 2, {}]}\n', '{"made": {"facts": {"val'])) == {}

@@ -200,7 +200,9 @@ def _leave(outcome: Any, store: Store, out: Path, parts: Parts) -> None:
 
     page = out / outcome.run / "page.html"
     artifacts = {s.name: s.artifact for s in outcome.steps if s.artifact}
-    if outcome.changed or not page.exists() or not _says(page.parent, for_ci(store, outcome.run, artifacts, page)):
+    bundles = [page.parent / name for name, artifact in artifacts.items() if artifact.kind == "Bundle"]
+    there = all(path.exists() for path in (page, *bundles))
+    if outcome.changed or not there or not _says(page.parent, for_ci(store, outcome.run, artifacts, page)):
         try:
             write(store, outcome.run, out, parts)
         except OSError as error:
@@ -209,8 +211,8 @@ def _leave(outcome: Any, store: Store, out: Path, parts: Parts) -> None:
             tell(f"page:   not written, {room.explained(error, out)}")
             return
     tell(f"page:   {page}")
-    for bundle in (s.name for s in outcome.steps if s.artifact and s.artifact.kind == "Bundle"):
-        tell(f"bundle: {page.parent / bundle}")
+    for bundle in bundles:
+        tell(f"bundle: {bundle}")
 
 
 def _says(folder: Path, texts: dict[str, str]) -> bool:

@@ -1,12 +1,12 @@
 """Reads a store from end to end and compares every byte with what was promised; can put aside what does not hold."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from . import fsops
+from . import fsops, locks
 from .journal import whole
 from .keys import canonical, digest, unseal
 from .secrets import HIDDEN
@@ -58,6 +58,8 @@ def _artifacts(store: Store, n: int, t: int, repair: bool) -> Iterator[Finding]:
         try:
             fresh.verify(folder.name)
         except Damaged as damage:
+            if not os.path.lexists(folder):  # swept or put aside meanwhile
+                continue
             if repair:
                 fresh.quarantine(damage)
             yield Finding(f"artifact {folder.name[:12]}", damage.what, repair)
@@ -67,19 +69,22 @@ def _records(store: Store, repair: bool) -> Iterator[Finding]:
     """Refs, pre-images of keys, and pins: whole, and true to the name they carry."""
     for folder in ("refs/cache", "keys", "refs/pins"):
         for file in sorted(store.root.glob(f"{folder}/[!.]*.json")):
-            try:
-                record = unseal(fsops.read(file))
-            except OSError:
-                record = None
-            if wrong := _wrong(folder, file.stem, record, store):
-                if repair:
+            with store.exclusive() if repair else contextlib.nullcontext():  # a run may be replacing it by a good one
+                wrong = _wrong(folder, file, store)
+                if wrong and repair:
                     _put_aside(store, file)
+            if wrong:
                 yield Finding(f"{folder}/{file.name}", wrong, repair)
 
 
-def _wrong(folder: str, name: str, record: Any, store: Store) -> str | None:
+def _wrong(folder: str, file: Path, store: Store) -> str | None:
+    name = file.stem
+    try:
+        record = unseal(fsops.read(file))
+    except OSError:
+        record = None
     if record is None:
-        return "is damaged"
+        return "is damaged" if os.path.lexists(file) else None  # swept meanwhile
     if folder == "keys":
         redacted = HIDDEN in canonical(record).decode()  # a password was struck out of it
         return None if redacted or digest(record) == name else "is the pre-image of another key"
@@ -95,7 +100,7 @@ def _journals(store: Store, repair: bool) -> Iterator[Finding]:
     for run in store.runs():
         file, lines = store.journal(run).path, store.journal(run).lines()
         bad = [n for n, line in enumerate(lines, 1) if not whole(line)]
-        if not bad:
+        if not bad or (repair and not locks.is_free(store.alone(run))):  # what a run at work adds meanwhile would be lost
             continue
         if repair:
             _put_aside(store, file, copy=True)

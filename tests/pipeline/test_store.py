@@ -2,10 +2,12 @@ import errno
 import os
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline import cli, exchange, fsops, locks
+from pipeline import cli, exchange, fsck, fsops, locks
+from pipeline.artifact import Artifact
 from pipeline.errors import BadRecipe, BadStore
 from pipeline.fsck import examine
 from pipeline.gc import sweep
@@ -275,3 +277,42 @@ def test_a_mistyped_name_is_exit_2_and_says_what_is_meant(store, capsys, words, 
 def test_a_store_without_runs_says_so(store, capsys):
     code, text = said(store, capsys, "ls")
     assert code == 0 and text == f"no run in {store.root} yet: python -m pipeline run RECIPE\n"
+
+
+def test_what_is_swept_while_fsck_looks_is_no_damage(store):
+    put(store)
+    (store.root / "objects/sha256/00/junk").mkdir(parents=True)
+    findings = examine(store)
+    assert next(findings).where == "objects/sha256/00/junk"
+    sweep(store)
+    assert list(findings) == []
+
+
+def test_a_repair_leaves_the_journal_of_a_run_at_work_alone(store):
+    run = store.new_run("toy")
+    store.journal(run).path.write_bytes(b"torn\n")
+    with locks.alone(store.alone(run), run, None):
+        assert list(examine(store, repair=True)) == [] and store.journal(run).lines() == [b"torn"]
+    assert [f.what for f in examine(store, repair=True)] == ["entries that cannot be read: 1 of 1"]
+
+
+def test_a_repair_looks_at_records_while_nobody_publishes(store, monkeypatch):
+    (store.root / "keys" / f"{'a' * 64}.json").write_text("{}")
+    alone, looked = [], fsck._wrong
+    monkeypatch.setattr(fsck, "_wrong", lambda *more: alone.append(locks.is_free(store.root / "locks/store.lock")) or looked(*more))
+    assert len(list(examine(store, repair=True))) == 1 and alone == [False]
+
+
+def test_a_bundle_that_was_moved_away_is_copied_again(store, tmp_path, monkeypatch, capsys):
+    [run], written = [store.new_run("toy")], []
+    monkeypatch.setattr("pipeline.report.write", lambda *more: written.append(more[1]))
+    bundle = Artifact("pack", "Bundle", "f" * 64, tmp_path)
+    outcome = SimpleNamespace(run=run, steps=[SimpleNamespace(name="pack", artifact=bundle)], changed=False, error=None)
+    (tmp_path / "runs" / run / "pack").mkdir(parents=True)
+    (tmp_path / "runs" / run / "page.html").touch()
+    store.note(run, "begin", sequence=1)
+    cli._leave(outcome, store, tmp_path / "runs", None)
+    assert written == []
+    (tmp_path / "runs" / run / "pack").rmdir()
+    cli._leave(outcome, store, tmp_path / "runs", None)
+    assert written == [run]

@@ -40,6 +40,8 @@ def read(path: Path, kinds: Mapping[str, str], *, profile_for: Callable[[Path], 
         data, marks = parse(path.read_bytes(), str(path))
     except OSError as error:
         raise BadRecipe(f"{path}: {error.strerror}") from None
+    if "stages" in data and "axes" not in data:
+        raise BadRecipe(f"{path} is a recipe, not a sweep: python -m pipeline run {path}")
     if problems := list(_wrong(data, marks, str(path))):
         raise together(problems)
     file, axes = path.parent / data["recipe"], data["axes"]

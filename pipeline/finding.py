@@ -45,7 +45,7 @@ def artifact(store: Store, what: str) -> str:
     name, _, stage = what.partition("/")
     if not stage and name in store.runs():
         raise BadRecipe(f"{name} is a run: name one of its stages, {name}/STAGE; `ls {name}` lists them")
-    if not stage:
+    if not stage or not name:
         return store.complete(what)
     ended = stages(store, run_named(store, name))
     if stage not in ended or not ended[stage]["id"]:

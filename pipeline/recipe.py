@@ -87,6 +87,8 @@ class _Reader:
         self.path, self.kinds, self.sets = Path(path), kinds, tuple(sets)
         self.name = str(path)
         self.data, self.marks = parse(_bytes(self.path), self.name)
+        if "axes" in self.data and "stages" not in self.data:
+            raise BadRecipe(f"{self.name} is a sweep, not a recipe: python -m pipeline sweep {self.name}")
         self.problems = list(islice(self._top(), ENOUGH))
         if not isinstance(self.data.get("stages"), dict) or len(self.data["stages"]) > STAGES:
             raise together(self.problems)

@@ -264,6 +264,7 @@ def test_every_command_tells_of_damage_in_a_sentence(store, capsys, command):
     [
         (("show", "toy-1"), "toy-1 is a run: name one of its stages, toy-1/STAGE"),
         (("show", "zz"), "'zz' names 0 artifacts"),
+        (("show", "/tmp/zz"), "'/tmp/zz' names 0 artifacts"),
         (("store", "push", "out", "x.json"), "x.json does not exist: name a committed baseline's file"),
         (("gate", "--profle"), "unrecognized arguments: --profle; did you mean --profile?"),
     ],

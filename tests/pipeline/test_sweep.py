@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from pipeline import axes, recipe
+from pipeline.errors import BadRecipe
 from tests.pipeline.toy_place import Place, wait_for
 
 RECIPE = """
@@ -178,3 +180,13 @@ def test_check_tells_what_is_wrong_with_any_run_of_a_sweep(place):
     assert "grid.yaml: 4 runs, good, as written" in place.call("check", "grid.yaml")
     (place.folder / "grid.yaml").write_text(SWEEP.replace("stages.sum.times: 2.0", "stages.sum.times: many"))
     assert "times: two, second: 5" in place.call("check", "grid.yaml", code=2)
+
+
+def test_a_sweep_taken_for_a_recipe_and_a_recipe_taken_for_a_sweep_are_told_the_command(tmp_path):
+    one, two = tmp_path / "toy.yaml", tmp_path / "grid.yaml"
+    one.write_text(RECIPE)
+    two.write_text(SWEEP)
+    with pytest.raises(BadRecipe, match=f"{two} is a sweep, not a recipe: python -m pipeline sweep {two}"):
+        recipe.read(two, {})
+    with pytest.raises(BadRecipe, match=f"{one} is a recipe, not a sweep: python -m pipeline run {one}"):
+        axes.read(one, {}, profile_for=str, sets=[])

@@ -35,7 +35,7 @@ def sweep(store: Store, keep: int | None = None, dry_run: bool = False) -> Swept
         ids |= {id for key, id in refs.items() if key in keys and id}  # made by a run that was killed before it could say so
         ids |= {id for pinned_ids in pins.values() for id in pinned_ids}
         objects = [p for p in store.root.glob("objects/sha256/*/*") if p.name not in ids]
-        others = _leftovers(store, keys | {key for key, id in refs.items() if id in ids}, refs)
+        others = _leftovers(store, keys | {key for key, id in refs.items() if id in ids})
         size = sum(store.size(p.name) for p in objects) + sum(on_disk(p) for p in others)
         swept = Swept(runs, [p.name for p in objects], others, size, len(ids))
         if dry_run:
@@ -74,10 +74,10 @@ def _needed(store: Store, runs: set[str]) -> tuple[set[str], set[str]]:
     return {e["key"] for e in entries}, {e["id"] for e in entries if e.get("id")}
 
 
-def _leftovers(store: Store, keys: set[str], refs: dict[str, str | None]) -> list[Path]:
+def _leftovers(store: Store, keys: set[str]) -> list[Path]:
     """Records of keys that nobody needs, training state of finished or forgotten stages, and what killed runs left."""
     found = [p for folder in ("refs/cache", "keys") for p in store.root.glob(f"{folder}/[!.]*.json") if p.stem not in keys]
-    unfinished = keys - {key for key, id in refs.items() if id}
+    unfinished = {key for key in keys if store.find(key) is None}  # also what was damaged and is being made anew
     found += [p for p in store.root.glob("state/*") if p.name not in unfinished and locks.is_free(store.alone(p.name))]
     found += [p for p in store.root.glob("tmp/*") if locks.is_free(store.alone(p.name.partition(".")[0]))]
     return found + [p for folder in ("refs/cache", "refs/pins", "keys") for p in store.root.glob(f"{folder}/.*")]

@@ -317,3 +317,16 @@ def test_a_bundle_that_was_moved_away_is_copied_again(store, tmp_path, monkeypat
     (tmp_path / "runs" / run / "pack").rmdir()
     cli._leave(outcome, store, tmp_path / "runs", None)
     assert written == [run]
+
+
+def test_the_state_of_a_stage_that_makes_a_damaged_artifact_anew_is_not_swept(store):
+    key, run = "k" * 64, store.new_run("toy")
+    store.note(run, "begin", sequence=1)
+    store.note(run, "starts", stage="one", key=key)
+    store.quarantine(Damaged(put(store, key), "rot"))
+    (store.state(key) / "half").touch()
+    sweep(store)
+    assert (store.root / "state" / key / "half").exists()
+    put(store, key)
+    sweep(store)
+    assert not (store.root / "state" / key).exists()

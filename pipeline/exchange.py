@@ -5,7 +5,6 @@ file, so both ends are verified byte by byte, and a folder that somebody changed
 """
 
 import argparse
-import os
 import re
 import secrets
 import shutil
@@ -63,7 +62,8 @@ def _push(store: Store, id: str, folder: Path) -> None:
             shutil.copyfile(file, fresh / file.name)
             fsops.sync_file(fresh / file.name)
         examined(fresh, id, BadStore)
-        os.rename(fresh, target)
+        if not fsops.rename_folder(fresh, target):  # another push was quicker
+            examined(target, id, BadStore)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     print(f"{target}: {store.kind(id)}, {store.size(id)} bytes")

@@ -288,7 +288,7 @@ GATING, EXCHANGE = "pipeline/gating.py", "pipeline/exchange.py"
 TABLE = "the figures of a sweep are read from the store, and the same command writes them anew"
 EXEMPT = {
     (EXCHANGE, "store.verify(id)"): "what was copied is compared with its id again, before it gets its name",
-    (EXCHANGE, "os.rename(fresh, target)"): COPY,
+    (EXCHANGE, "if not fsops.rename_folder(fresh, target):"): COPY,
     (EXCHANGE, "fsops.sync_file(fresh / file.name)"): COPY,
     (GATING, "verify(store, artifact)"): CALLED,
     (GATING, "verify(store, run.artifacts[gate])"): CALLED,

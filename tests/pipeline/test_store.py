@@ -330,3 +330,17 @@ def test_the_state_of_a_stage_that_makes_a_damaged_artifact_anew_is_not_swept(st
     put(store, key)
     sweep(store)
     assert not (store.root / "state" / key).exists()
+
+
+def test_of_two_pushes_at_once_the_second_finds_the_work_done(store, tmp_path, monkeypatch):
+    id, shared = put(store), tmp_path / "shared"
+    looking = exchange.examined
+
+    def overtaken(folder, *more):
+        if not (shared / id).exists():
+            shutil.copytree(folder, shared / id)
+        return looking(folder, *more)
+
+    monkeypatch.setattr(exchange, "examined", overtaken)
+    exchange._push(store, id, shared)
+    assert [p.name for p in shared.iterdir()] == [id]

@@ -175,7 +175,7 @@ def test_a_run_is_judged_by_the_baseline_and_again_when_that_changes(accepted):
     accepted.call("store", "gc", "--keep", "0")
     assert accepted.call("gate", "toy-3", code=2).startswith("no run 'toy-3'") and named(accepted) in objects(accepted)
     assert ": FAILED, 1 of 2 rules FAILED" in accepted.run(code=3)
-    accepted.call("gate", "toy-1", "--accept")
+    accepted.call("gate", "toy-4", "--accept")
     assert "runs  released" not in accepted.call("plan", accepted.recipe)
     assert "outside.released" in accepted.call("why", "judge", accepted.recipe)
     assert ": passed, 2 rules hold" in accepted.run()

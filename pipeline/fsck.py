@@ -24,6 +24,7 @@ def examine(store: Store, n: int = 1, t: int = 1, repair: bool = False) -> Itera
     """Every record, and the n-th of t parts of the artifacts. A repair deletes nothing: what is damaged goes to quarantine/."""
     if repair:
         store.require_writable()
+        fsops.make_folder(store.root / "locks")  # copies of a store may lack empty folders
     checks = (_identity(store, repair), _artifacts(store, n, t, repair), _records(store, repair), _journals(store, repair))
     for check in checks:
         yield from check

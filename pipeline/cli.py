@@ -12,7 +12,8 @@ from typing import Any
 
 from . import comparing, exchange, finding, fleet, gating, grammar, room, starter, targets, upkeep
 from .errors import BadRecipe, BadStore, Missing, Stillhouse
-from .store import Damaged, Store
+from .manifest import Damaged
+from .store import Store
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from . import finding
 from .artifact import Artifact
 from .errors import BadStore
 from .keys import differences
+from .manifest import Damaged
 from .plan import DIGEST
 from .report import leave
-from .store import Damaged, Store
+from .store import Store
 
 # Kinds that the stages look into, and the file without which there is nothing to see; of all others the manifest says enough.
 OPENED = {"Dataset": "index.json", "Measurement": "measurement.json", "Verdict": "verdict.json"}

@@ -13,7 +13,8 @@ from typing import Any
 
 from . import finding, fsops, pins, released
 from .errors import BadRecipe, BadStore, Refused, Stillhouse
-from .store import FILE_NAME, Damaged, Store, compare, manifest_in
+from .manifest import Damaged, compare, manifest_in
+from .store import FILE_NAME, Store
 
 NATIVE = ("Engine", "Bundle")  # code for the machine that built them; a stranger's is never opened
 ID = re.compile("[0-9a-f]{64}")

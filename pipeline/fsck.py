@@ -9,8 +9,9 @@ from pathlib import Path
 from . import fsops, locks
 from .journal import whole
 from .keys import canonical, digest, unseal
+from .manifest import SCHEMA, Damaged
 from .secrets import HIDDEN
-from .store import SCHEMA, Damaged, Store, identity
+from .store import Store, identity
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from . import finding, fsops, pins, released
 from .artifact import Artifact
 from .errors import BadRecipe, BadStore, GateFailed, Undecided
 from .keys import taken
+from .manifest import Damaged
 from .stage import Stage
-from .store import Damaged, Store
+from .store import Store
 
 WORDS = {True: "passed", False: "FAILED", None: "undecided"}
 

@@ -12,8 +12,9 @@ from typing import Any, Self
 
 from .artifact import Artifact
 from .keys import digest
+from .manifest import Damaged
 from .recipe import Recipe
-from .store import Damaged, Store
+from .store import Store
 
 FOLDER = "baselines"  # beside the recipe
 BYTES, MOST = 1 << 20, 64  # of a file; artifacts it may name

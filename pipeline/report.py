@@ -14,8 +14,9 @@ from typing import Any
 from . import finding, junit, summary, verdict
 from .artifact import Artifact
 from .errors import BadStore
+from .manifest import Damaged
 from .recipe import stage_class, takes
-from .store import Damaged, Store
+from .store import Store
 
 
 def write(store: Store, run: str, out: Path, parts: Any, judged: Mapping[str, dict[str, Any]] | None = None) -> Path:

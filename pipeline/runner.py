@@ -16,12 +16,13 @@ from typing import Any
 
 from . import fsops, limits, locks, room, secrets
 from .errors import BY_NAME, JUDGED, BadStore, GateFailed, Missing, Stillhouse, Stopped, Undecided
+from .manifest import Damaged
 from .origin import origin
 from .plan import Step, last_keys, make
 from .recipe import Recipe
 from .show import Show
 from .stage import Stage
-from .store import Damaged, Store
+from .store import Store
 
 GRACE = 20.0  # seconds a stage has to save its state after the first signal
 # OpenMP threads that wait spin for about 50 us, then sleep. By default they spin for milliseconds: on a machine with other work to do

@@ -12,8 +12,6 @@ quarantine/                     what was found damaged: never deleted here
 ballast                         space that is given up on a full disk, so that a run can still say how it ended
 """
 
-import errno
-import hashlib
 import json
 import os
 import re
@@ -29,20 +27,12 @@ from .artifact import Artifact
 from .errors import BadRecipe, BadStore
 from .journal import Journal
 from .keys import canonical, digest, seal, unseal
+from .manifest import SCHEMA, Damaged, compare, manifest_in
 
-SCHEMA = 1
 FOLDERS = ("objects/sha256", "refs/cache", "refs/runs", "refs/pins", "keys", "state", "tmp", "locks", "trash", "quarantine")
 RUN = re.compile(r".+-\d+", re.A)
 FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 BALLAST = 1 << 20  # bytes
-
-
-class Damaged(Exception):
-    """An artifact whose bytes are not what its manifest promises."""
-
-    def __init__(self, id: str, what: str):
-        super().__init__(f"artifact {id[:12]}: {what}")
-        self.id, self.what = id, what
 
 
 class Store:
@@ -337,48 +327,6 @@ def settled(folder: Path) -> None:
         fsops.sync_file(file)
     fsops.freeze(folder)
     fsops.sync_folder(folder)
-
-
-def manifest_in(folder: Path, id: str) -> dict[str, Any]:
-    """Of an artifact that lies there, or Damaged."""
-    try:
-        if folder.is_symlink():
-            raise Damaged(id, "its folder is a link")
-        data = fsops.read(folder / "MANIFEST.json")
-    except OSError as error:
-        _require_readable(error)
-        raise Damaged(id, "MANIFEST.json is missing") from None
-    if hashlib.sha256(data).hexdigest() != id:  # before it is parsed: whatever it holds now, it is not ours
-        raise Damaged(id, "MANIFEST.json does not match the artifact's id")
-    manifest = json.loads(data)
-    if manifest["schema"] > SCHEMA:
-        raise BadStore(f"artifact {id[:12]} has schema {manifest['schema']}, this version reads up to {SCHEMA}: use a newer version")
-    return manifest
-
-
-def compare(id: str, manifest: dict[str, Any], folder: Path) -> None:
-    """Every byte of a folder against a manifest; raises Damaged."""
-    try:
-        names = {entry.name for entry in folder.iterdir()} - {"MANIFEST.json"}
-    except OSError as error:  # another run put it aside just now
-        _require_readable(error)
-        raise Damaged(id, "is missing") from None
-    if names != set(manifest["files"]):
-        raise Damaged(id, f"files differ from the manifest: {sorted(names ^ set(manifest['files']))}")
-    for name, expected in manifest["files"].items():
-        try:
-            found = fsops.sha256(folder / name)
-        except OSError as error:
-            _require_readable(error)
-            raise Damaged(id, f"{name}: {error.strerror}") from None
-        if found != (expected["size"], expected["sha256"]):
-            raise Damaged(id, f"{name} is not the file that was published")
-
-
-def _require_readable(error: OSError) -> None:
-    """What the system only refuses to open may be sound: to make it anew could cost days. A bad sector (EIO) is damage."""
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT):
-        raise error
 
 
 def _parse(data: bytes) -> Any:

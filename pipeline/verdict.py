@@ -15,8 +15,9 @@ from typing import Any
 
 from . import finding, released
 from .gating import WORDS
+from .manifest import Damaged
 from .show import plain, tell_styled
-from .store import Damaged, Store
+from .store import Store
 
 STYLES = {True: "green", False: "bold red", None: "yellow"}
 LINES = 24  # of a screen

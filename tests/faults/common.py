@@ -75,9 +75,10 @@ class Toy:
 
     def ids(self):
         """{stage: artifact id} as a plan sees it, every byte verified; what is missing or damaged is an error."""
+        from pipeline.manifest import Damaged
         from pipeline.plan import make
         from pipeline.recipe import read
-        from pipeline.store import Damaged, Store
+        from pipeline.store import Store
 
         store = Store(self.store)
         found = {}
@@ -92,7 +93,8 @@ class Toy:
 
     def sound(self, said=""):
         """Everything the store knows is whole, and every artifact that a command announced as made is there."""
-        from pipeline.store import Damaged, Store
+        from pipeline.manifest import Damaged
+        from pipeline.store import Store
 
         store, known = Store(self.store), {}
         for ref in sorted((self.store / "refs/cache").glob("[!.]*.json")):

@@ -20,7 +20,8 @@ import disk
 from pipeline import fsck, gc, pins
 from pipeline import store as store_module
 from pipeline.keys import digest
-from pipeline.store import Damaged, Store
+from pipeline.manifest import Damaged
+from pipeline.store import Store
 
 COVERS = ("pipeline", "stages")
 MIXES = 32

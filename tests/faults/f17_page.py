@@ -198,7 +198,7 @@ def told_by_commands(payload, place):
 
     machine = {"cpu": payload, "gpus": [{"name": payload}], payload: [payload]}
     with mock.patch.object(doctor, "_packages", list):
-        doctor.examine(place, SimpleNamespace(machine=lambda: machine, has_device=lambda: False))
+        doctor.examine(place, SimpleNamespace(machine=lambda: machine, has_device=lambda: False, kernels=lambda: payload))
     written = json.dumps(payload.replace("\ud800", ""))
     mistakes = [f"name: {written}\nstages: {{one: {{kind: number}}}}", f"name: toy\nstages: {{one: {{kind: {written}, value: {written}}}}}"]
     mistakes += [f"name: toy\nstages: {{{written}: {{kind: number}}}}\nprofiles: {{{written}: {{{written}: 1}}}}", payload]

@@ -2,7 +2,7 @@
 
 from mutation import LOOKS, POWER, RUNNER, SECRETS, STATE, STORE, UPKEEP, M
 
-FSOPS, STORING, STATES = "pipeline/fsops.py", "pipeline/store.py", "stages/state.py"
+FSOPS, STORING, MANIFEST, STATES = "pipeline/fsops.py", "pipeline/store.py", "pipeline/manifest.py", "stages/state.py"
 JOURNAL, FSCK, SWEEP, PINS, RUNS = "pipeline/journal.py", "pipeline/fsck.py", "pipeline/gc.py", "pipeline/pins.py", "pipeline/runner.py"
 IN_PLACE = "Path.write_bytes("
 COPYING = '__import__("shutil").copytree('
@@ -94,35 +94,35 @@ RENAMES = [
 STORED = [
     M(
         "a manifest need not hash to its id",
-        STORING,
+        MANIFEST,
         "if hashlib.sha256(data).hexdigest() != id:",
         "if False:",
         STORE + "::test_each_byte_of_the_manifest_counts",
     ),
     M(
         "a manifest may be spelt in any way",
-        STORING,
+        MANIFEST,
         "hashlib.sha256(data).hexdigest() != id",
         "digest(json.loads(data)) != id",
         LOOKS + "::test_a_manifest_in_another_spelling_is_damaged_although_it_says_the_same",
     ),
     M(
         "a newer manifest is read",
-        STORING,
+        MANIFEST,
         'if manifest["schema"] > SCHEMA:',
         "if False:",
         LOOKS + "::test_an_artifact_of_a_newer_version_is_named_and_not_read",
     ),
     M(
         "files may be added and missing",
-        STORING,
+        MANIFEST,
         'if names != set(manifest["files"]):',
         "if False:",
         STORE + "::test_every_damage_is_seen_and_put_into_quarantine",
     ),
     M(
         "files are not compared with the manifest",
-        STORING,
+        MANIFEST,
         'if found != (expected["size"], expected["sha256"]):',
         "if False:",
         STORE + "::test_every_damage_is_seen_and_put_into_quarantine",
@@ -130,7 +130,7 @@ STORED = [
     ),
     M(
         "only sizes are compared",
-        STORING,
+        MANIFEST,
         'found != (expected["size"], expected["sha256"])',
         'found[0] != expected["size"]',
         STORE + "::test_every_damage_is_seen_and_put_into_quarantine",
@@ -237,7 +237,7 @@ STORED = [
     ),
     M(
         "the folder of an artifact may be a link",
-        STORING,
+        MANIFEST,
         "        if folder.is_symlink():\n            raise Damaged(",
         "        if False:\n            raise Damaged(",
         LOOKS + "::test_a_link_in_place_of_an_artifact_is_damage",

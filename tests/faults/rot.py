@@ -14,8 +14,9 @@ from random import Random
 from pipeline.artifact import KINDS
 from pipeline.fsck import examine
 from pipeline.keys import digest
+from pipeline.manifest import Damaged
 from pipeline.pins import pin
-from pipeline.store import Damaged, Store
+from pipeline.store import Store
 
 BIG = {
     "Dataset": "pixels.bin",

@@ -12,7 +12,8 @@ from pipeline.errors import BadRecipe, BadStore
 from pipeline.fsck import examine
 from pipeline.gc import sweep
 from pipeline.keys import canonical
-from pipeline.store import Damaged, Store
+from pipeline.manifest import Damaged
+from pipeline.store import Store
 
 
 @pytest.fixture

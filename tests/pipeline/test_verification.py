@@ -14,7 +14,8 @@ import pytest
 from pipeline import limits
 from pipeline.errors import BadStore
 from pipeline.keys import canonical, digest
-from pipeline.store import Damaged, Store
+from pipeline.manifest import Damaged
+from pipeline.store import Store
 from tests.pipeline.toy_place import Place
 
 ROOT = Path(__file__).resolve().parent.parent.parent

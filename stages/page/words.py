@@ -99,8 +99,8 @@ def tick(value: float) -> str:
 
 
 def settings(row: Any) -> str:
-    """A row of an open table in two or three words: segformer b5, openvino bf16."""
+    """A row of an open table in two or three words: segformer b5, openvino bf16. Where argmax runs is told with what ran."""
     if not isinstance(row, dict):
         return ""
-    rest = [v for k, v in row.items() if k != "kind" and isinstance(v, str) and len(v) <= 40]
+    rest = [v for k, v in row.items() if k not in ("kind", "argmax") and isinstance(v, str) and len(v) <= 40]
     return clean(" ".join([str(row.get("kind", "")), *rest]), 64)

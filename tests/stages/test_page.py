@@ -129,7 +129,7 @@ def fake_measurement(classes, colours, pictures):
         models[name] = {
             "artifact": kind,
             "role": "reference" if name == "student" else "candidate",
-            "ran": {"provider": "CPU", "precision": "bf16"} if name == "engine" else {},
+            "ran": {"provider": "CPU", "precision": "bf16", "argmax": "graph"} if name == "engine" else {},
             "agreement": {"student": 1.0, "onnx": 0.999999, "engine": 0.9972}.get(name, 0.91),
             "size_mb": megabytes,
             "parameters": parameters,
@@ -323,6 +323,7 @@ def test_the_table_shows_the_measurement(finished):
     rows = {line[0].split("|")[0]: [cell.strip("|") for cell in line[1:]] for line in seen.tables[0][2:]}
     titles = {"Teacher": "teacher", "No-KD baseline": "baseline", "Student": "student", "ONNX": "onnx", "Engine": "engine"}
     assert list(rows) == list(titles)
+    assert "openvino bf16|ran: CPU, bf16, argmax: graph" in next(line[0] for line in seen.tables[0][2:] if line[0].startswith("Engine"))
     for title, name in titles.items():
         model = measured[name]
         miou, to_teacher, to_student, agreement, parameters, megabytes, *latency = rows[title]

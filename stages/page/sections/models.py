@@ -83,7 +83,7 @@ def _head(facts: dict, measured: bool, timed: bool) -> Safe:
 
 
 def _row(row: dict, measured: bool, timed: bool) -> Safe:
-    ran = ", ".join(row["ran"].values())
+    ran = ", ".join(f"argmax: {text}" if key == "argmax" else text for key, text in row["ran"].items())
     used = f"processor time {ms(row['image_cpu_ms']['p50'])} ms an image" if row["image_cpu_ms"] else None
     why = f"INT8 {row['kept']['why']}" if row["kept"] else None
     what = [el("span", text, class_="sub") for text in (row["what"], f"ran: {ran}" if ran else None, used, why) if text]

@@ -80,7 +80,8 @@ class Parser(argparse.ArgumentParser):
             names = re.findall(r"[a-z]+", found[2])
             message = f"there is no command {found[1]!r}{finding.meant(found[1], names)}"
         elif found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
-            message += meant(found[1], OPTIONS)
+            takers = [name for name, takes in (COMMANDS | {f"store {n}": t for n, t in STORE.items()}).items() if found[1] in takes]
+            message += f"; {found[1]} is for {', '.join(takers)}" if takers else meant(found[1], OPTIONS)
         raise BadRecipe(f"{self.prog}: {message}\ntry: {self.prog} --help")
 
 

@@ -267,6 +267,7 @@ def test_every_command_tells_of_damage_in_a_sentence(store, capsys, command):
         (("show", "zz"), "'zz' names 0 artifacts"),
         (("show", "/tmp/zz"), "'/tmp/zz' names 0 artifacts"),
         (("store", "push", "out", "x.json"), "x.json does not exist: name a committed baseline's file"),
+        (("check", "r.yaml", "--profile", "cpu"), "--profile is for run, sweep, plan, why"),
         (("gate", "--profle"), "unrecognized arguments: --profle; did you mean --profile?"),
     ],
 )
